@@ -1,0 +1,39 @@
+# Every target sets up its own environment first; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: study test lint types bench dashboard setup constraints clean
+
+study: $(STAMP)  ## the main job on synthetic heads: a small stability study on this machine
+	$(BIN)/python studies/stability_sweep.py
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style and formatting rules
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## strict types
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## benchmarks, as ratios within one run; ONLY=step runs one family
+	$(BIN)/python tests/benchmarks $(if $(ONLY),--only $(ONLY))
+
+dashboard: $(STAMP)  ## the latest study in the browser, on this machine only
+	$(BIN)/equipoise dashboard
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	touch $@
+
+constraints: $(STAMP)  ## pin what is installed now
+	( echo "# Exact versions of everything an installation holds. Renewed by: make constraints"; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/^\(torch==[^+]*\).*/\1/' ) > constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,1 @@
+"""SIFA, trained, watched and searched: everything but `equipoise.launch` runs where Ray, W&B and Optuna are absent."""

@@ -1,0 +1,92 @@
+"""Checkpoints that continue bit for bit.
+
+Knows how a run's state lies on disk, whole or not at all; knows nothing of what the state means.
+
+A checkpoint is a folder `step-000100`: `shared.pt` (weights, optimisers, monitor) and one `rank-R.pt` a rank (pools and
+random numbers differ between ranks). It counts once its folder has its final name. Files are read with
+`weights_only=True`: nothing in them can run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from equipoise.ranks import Ranks
+from slicestore.errors import InputError
+
+KEPT = 2
+"""Checkpoints that a run keeps: the newest, and the one before it in case the newest turns out damaged."""
+
+
+class State(NamedTuple):
+    """A run's state on one rank: tensors and plain data."""
+
+    shared: dict[str, Any]
+    own: dict[str, Any]
+
+
+def save(folder: Path, step: int, state: State, ranks: Ranks) -> None:
+    """Write the state of `step`, then let go of all but the newest checkpoints. Every rank of the group must call."""
+    final = folder / f"step-{step:06d}"
+    partial = folder / f".{final.name}.partial"
+    partial.mkdir(parents=True, exist_ok=True)
+    if ranks.rank == 0:
+        _write(partial / "shared.pt", state.shared)
+    _write(partial / f"rank-{ranks.rank}.pt", state.own)
+    ranks.wait()
+    if ranks.rank == 0:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        for old in _complete(folder)[:-KEPT]:
+            shutil.rmtree(old)
+    ranks.wait()
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest complete checkpoint, if there is one."""
+    return next(reversed(_complete(folder)), None)
+
+
+def load(checkpoint: Path, rank: int, device: torch.device) -> State:
+    """Read one rank's state.
+
+    Raises:
+        InputError: a file is missing (another number of workers wrote the checkpoint) or damaged.
+    """
+    return State(_read(checkpoint / "shared.pt", device), _read(checkpoint / f"rank-{rank}.pt", torch.device("cpu")))
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(
+            path,
+            found="no such file",
+            rule="a run resumes with the number of workers it was started with",
+            remedy="set workers as in the run's config.json",
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise InputError(
+            path,
+            found=f"an unreadable checkpoint ({type(error).__name__})",
+            rule="a checkpoint loads with weights_only=True",
+            remedy=f"remove the folder {path.parent.name}: the run continues from the one before",
+        ) from error
+    return state
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))

@@ -1,0 +1,170 @@
+"""A study's points in Optuna's journal, each in the state it deserves.
+
+Knows ask, report, prune and tell, and what a verdict is told as; knows nothing of Ray.
+
+The journal is the only memory of a search: sampler and pruner read it, so a killed study loses nothing. A point whose
+trial was left RUNNING by a killed driver is adopted before anything new is asked, and its run continues in its folder.
+
+| the run | Optuna is told |
+|---|---|
+| ended, lived | COMPLETE, its Dice, constraint `feasible - S` |
+| diverged | COMPLETE, the finite `search.FLOOR`, the same constraint: FAIL would pull TPE towards it |
+| stopped by the pruner | PRUNED, with its intermediate values |
+| lost to infrastructure, retries spent | FAIL |
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from equipoise import search
+from equipoise.config import RunConfig
+from equipoise.monitor import Horizon, Verdict
+from equipoise.record import Record
+from equipoise.study import Study, StudyFolder
+
+REDUCTION = 3
+"""Of the runs that reach a rung, the best third goes on."""
+STARTUP = 16
+"""Points drawn at random before TPE has its say; at most half of the study."""
+
+
+def journal(path: Path) -> JournalStorage:
+    """The journal as Optuna's storage. Its lock lapses after 30 s, should a killed process have held it."""
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A point to run."""
+
+    number: int
+    """Of the point in the study."""
+    name: str
+    """Of the run's folder."""
+    config: RunConfig
+
+
+class Ledger:
+    """Asks for points and tells how they fared."""
+
+    def __init__(self, folder: StudyFolder, study: Study) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.folder, self.study = folder, study
+        storage = journal(folder.journal)
+        known = study.name in optuna.get_all_study_names(storage)
+        self._optuna = optuna.create_study(
+            storage=storage,
+            study_name=study.name,
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=min(STARTUP, study.points // 2),
+                seed=study.seed + (len(self._trials(storage)) if known else 0),
+            ),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=_first_rung(study.run), reduction_factor=REDUCTION
+            ),
+        )
+        if not known:
+            self._optuna.set_user_attr("question", study.question)
+            for point in study.first[: study.points]:
+                self._optuna.enqueue_trial(search.coordinates(search.place(study.run, point), study.space))
+        self._orphans = deque(t.number for t in self._optuna.get_trials(states=(TrialState.RUNNING,)))
+        self._open: dict[int, optuna.trial.Trial] = {}
+
+    def ask(self) -> Assignment | None:
+        """The next point: first those a killed driver left behind, then new ones; None when all are asked."""
+        if self._orphans:
+            number = self._orphans.popleft()
+            trial = optuna.trial.Trial(self._optuna, self._optuna.trials[number]._trial_id)
+        elif self.asked < self.study.points:
+            trial = self._optuna.ask()
+        else:
+            return None
+        config = search.place(self.study.run, search.draw(trial, self.study.space))
+        name = f"{trial.number:03d}-{config.fingerprint[:8]}"
+        trial.set_user_attr("run", name)
+        self._open[trial.number] = trial
+        return Assignment(trial.number, name, config)
+
+    @property
+    def asked(self) -> int:
+        """Points that have been given out, ended or not."""
+        return sum(t.state is not TrialState.WAITING for t in self._optuna.get_trials(deepcopy=False))
+
+    def hear(self, number: int, step: int, quality: float | None, stability: float) -> bool:
+        """Note a run's Dice x S so far; whether it should stop, being worse than most at this step."""
+        if quality is None:
+            return False
+        trial = self._open[number]
+        trial.report(quality * stability, step)
+        return trial.should_prune()
+
+    def close(self, number: int, name: str) -> None:
+        """Tell how a run ended that no error ended; one without a verdict was stopped by the pruner."""
+        record = Record(self.folder.runs / name)
+        rows = record.rows()
+        verdict = record.verdict
+        if verdict is None:
+            verdict = Verdict("censored", int(rows[-1]["step"]) if rows else 0, record.config.steps, None)
+            record.close(verdict)
+        trial = self._open.pop(number)
+        self._describe(trial, verdict)
+        if verdict.kind == "censored":
+            self._tell(trial, TrialState.PRUNED)
+            return
+        quality = rows[-1].get(f"quality/{self.study.objective}", float("nan"))
+        trial.set_constraint("stability", search.violation(verdict, self.study.feasible))
+        self._tell(trial, TrialState.COMPLETE, search.value(verdict, quality))
+
+    def fail(self, number: int) -> None:
+        """Tell that infrastructure failed a run for good; a study never holds that against the settings."""
+        trial = self._open.pop(number)
+        trial.set_user_attr("verdict", "infrastructure failure")
+        self._tell(trial, TrialState.FAIL)
+
+    def best(self) -> str | None:
+        """Name of the run to confirm: the highest Dice among feasible points, else the highest Dice x S."""
+        done = self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        feasible = [t for t in done if max(t.constraints.values(), default=0.0) <= 0]
+        ranked = sorted(
+            feasible or done,
+            reverse=True,
+            key=lambda t: (t.value or 0.0) * (1.0 if feasible else t.user_attrs.get("stability") or 0.0),
+        )
+        return str(ranked[0].user_attrs["run"]) if ranked else None
+
+    def _describe(self, trial: optuna.trial.Trial, verdict: Verdict) -> None:
+        """As user attributes too: the dashboard shows these."""
+        for key, value in (
+            ("verdict", verdict.kind),
+            ("onset", verdict.onset),
+            ("stability", verdict.stability),
+            ("steps", verdict.step),
+            ("sentence", verdict.sentence()),
+        ):
+            trial.set_user_attr(key, value)
+
+    def _tell(self, trial: optuna.trial.Trial, state: TrialState, value: float | None = None) -> None:
+        self._optuna.tell(trial, value, state=state)
+
+    def _trials(self, storage: JournalStorage) -> Sequence[optuna.trial.FrozenTrial]:
+        return storage.get_all_trials(storage.get_study_id_from_name(self.study.name), deepcopy=False)
+
+
+def _first_rung(run: RunConfig) -> int:
+    """The first step at which a run may be stopped for its Dice: the first evaluation past the monitor's warm-up."""
+    horizon = Horizon.of(run.monitor, run.steps)
+    return max(run.steps // run.evaluations, horizon.warm_up * horizon.block)

@@ -1,0 +1,42 @@
+"""One run in this process.
+
+Knows how a store and a device become a recorded run: the simplest launcher, which the others call in their workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from equipoise.batches import Cohort
+from equipoise.config import RunConfig
+from equipoise.ranks import Ranks
+from equipoise.record import recorded
+from equipoise.train import Progress
+from slicestore.store import Store
+
+
+def device_here() -> torch.device:
+    """The accelerator of this process, or its CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def launch(
+    folder: Path, config: RunConfig, store: Path, *, device: torch.device | None = None, ranks: Ranks | None = None
+) -> Iterator[Progress]:
+    """Train `config` on the store into `folder`, or continue what is there; a `Progress` is on disk when it comes."""
+    device = device or device_here()
+    # What a run sees of a store depends on these settings only; a warm worker keeps it from run to run.
+    cohort = _staged(store, config.data.cohort, config.data.limits, config.net.classes, config.batch, device)
+    return recorded(folder, config, cohort, ranks=ranks)
+
+
+@lru_cache(maxsize=2)
+def _staged(store: Path, cohort: str, limits: str, classes: int, batch: int, device: torch.device) -> Cohort:
+    needed = (
+        RunConfig().at("data.cohort", cohort).at("data.limits", limits).at("net.classes", classes).at("batch", batch)
+    )
+    return Cohort(Store.open(store), needed, device)

@@ -1,0 +1,72 @@
+"""How good a run's masks are.
+
+Knows overlap measures and which images a SIFA may be asked to segment; knows nothing of training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from equipoise.batches import Cohort, Slices
+from equipoise.nets import Sifa
+
+
+def dice(prediction: Tensor, label: Tensor, classes: int) -> float:
+    """Mean Dice over the structures (background excluded) of one subject.
+
+    Args:
+        prediction: class indices, any shape.
+        label: class indices of the same shape.
+        classes: number of classes, background included.
+
+    Returns:
+        2 |P and L| / (|P| + |L|), averaged over the structures, in [0, 1]. A structure that is in neither counts 1.
+    """
+    scores = []
+    for k in range(1, classes):
+        p, g = prediction == k, label == k
+        total = int(p.sum()) + int(g.sum())
+        scores.append(2 * int((p & g).sum()) / total if total else 1.0)
+    return sum(scores) / len(scores)
+
+
+def subject_dice(prediction: Tensor, slices: Slices, classes: int) -> float | None:
+    """Mean over subjects of each subject's Dice over all of its slices; None without labels."""
+    if slices.label is None or not len(slices):
+        return None
+    scores = []
+    for subject in sorted(set(slices.subject)):
+        mine = [i for i, s in enumerate(slices.subject) if s == subject]
+        scores.append(dice(prediction[mine], slices.label[mine], classes))
+    return sum(scores) / len(scores)
+
+
+@torch.no_grad()
+def evaluate(net: Sifa, cohort: Cohort, *, batch: int = 8) -> dict[str, float]:
+    """Dice on validation subjects, in evaluation mode.
+
+    Returns:
+        `quality/translated_dice`: C1(E(G(x_s))) against y_s, which needs no target label; `quality/target_dice`:
+        C1(E(x_t)) against target masks. Each is left out where there are no such masks.
+    """
+    net.eval()
+    classes = cohort.classes
+    source, target = cohort.val["source"], cohort.val["target"]
+    scores = {
+        "quality/translated_dice": subject_dice(_segment(net, source, batch, translate=True), source, classes),
+        "quality/target_dice": subject_dice(_segment(net, target, batch, translate=False), target, classes),
+    }
+    net.train()
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def _segment(net: Sifa, slices: Slices, batch: int, *, translate: bool) -> Tensor:
+    if slices.label is None or not len(slices):
+        return torch.empty(0, dtype=torch.long)
+    size = (slices.image.shape[-2], slices.image.shape[-1])
+    parts = []
+    for image in slices.image.split(batch):
+        features = net.encoder(net.generator(image) if translate else image)
+        parts.append(net.segmenter(features.high, size).argmax(1))
+    return torch.cat(parts)

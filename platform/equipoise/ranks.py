@@ -1,0 +1,65 @@
+"""What data-parallel processes must agree on: gradients, batch-level sums, signals, running statistics.
+
+Knows torch.distributed collectives; knows nothing of Ray or of what is trained.
+
+Why not `DistributedDataParallel`: its reducer serves one backward per forward. SIFA takes two gradients of one shared
+graph, with respect to different networks and with different weights, so the mean over ranks is taken here, explicitly
+and once per optimiser: the same mean, one flat all-reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Ranks:
+    """The group of processes that train one run; a group of one needs no torch.distributed."""
+
+    def __init__(self) -> None:
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank: int = dist.get_rank() if joined else 0
+        self.world: int = dist.get_world_size() if joined else 1
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over ranks whose gradient, after `average` over ranks, is that of the joined batch."""
+        if self.world == 1:
+            return x
+        summed = x.detach().clone()
+        dist.all_reduce(summed)
+        return summed + self.world * (x - x.detach())
+
+    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The mean over ranks of each tensor, in one exchange."""
+        if self.world == 1:
+            return list(tensors)
+        flat = torch.cat([t.detach().reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / self.world).split([t.numel() for t in tensors])
+        return [part.view_as(t) for part, t in zip(parts, tensors, strict=True)]
+
+    def share_weights(self, net: nn.Module) -> None:
+        """Give every rank the weights and buffers of rank 0."""
+        if self.world > 1:
+            for tensor in _tensors(net):
+                dist.broadcast(tensor.detach(), src=0)
+
+    def average_buffers(self, net: nn.Module) -> None:
+        """Give every rank the mean of all running statistics; between calls each rank follows its own batches."""
+        if self.world > 1:
+            buffers = [b for b in net.buffers() if b.is_floating_point()]
+            for buffer, mean in zip(buffers, self.average(buffers), strict=True):
+                buffer.copy_(mean)
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def _tensors(net: nn.Module) -> Iterable[Tensor]:
+    yield from net.parameters()
+    yield from net.buffers()

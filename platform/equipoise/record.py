@@ -1,0 +1,240 @@
+"""A run's folder: the complete record, whatever else watches.
+
+Knows the files of a run and how they survive a kill; knows nothing of Ray, W&B or Optuna, which all read from here.
+
+    config.json        the RunConfig
+    environment.json   versions, commit, device: no host names, users or paths
+    changes.diff       what the working tree had beyond that commit
+    signals.jsonl      one row a block of steps
+    panels/            one picture an evaluation
+    checkpoints/       the newest states
+    verdict.json       written last: a run with a verdict has ended
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from equipoise import checkpoint
+from equipoise.batches import Cohort
+from equipoise.config import RunConfig
+from equipoise.monitor import Verdict
+from equipoise.ranks import Ranks
+from equipoise.train import Progress, fit
+from slicestore.errors import InputError
+
+Row = dict[str, float]
+_PACKAGES = ("equipoise", "torch", "numpy", "ray", "optuna", "wandb", "zarr")
+
+
+class Record:
+    """The folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.folder.name
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings.
+
+        Raises:
+            InputError: the folder holds no readable config.json.
+        """
+        path = self.folder / "config.json"
+        try:
+            return RunConfig.from_dict(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                path,
+                found=f"no readable settings ({error})",
+                rule="a run's folder holds its config.json",
+                remedy="give the folder of a run that this version of Equipoise started",
+            ) from error
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """How the run ended; None while it has not."""
+        path = self.folder / "verdict.json"
+        return Verdict.from_dict(json.loads(path.read_text())) if path.is_file() else None
+
+    def rows(self, start: int = 0) -> list[Row]:
+        """Signals from row number `start` on; a last line that a kill cut off is left out."""
+        path = self.folder / "signals.jsonl"
+        if not path.is_file():
+            return []
+        lines = path.read_text().split("\n")[:-1]
+        return [{k: float(v) for k, v in json.loads(line).items()} for line in lines[start:]]
+
+    def picture(self, step: int) -> Path:
+        """Where the panels drawn at `step` lie, if any were."""
+        return self.folder / "panels" / f"step-{step:06d}.png"
+
+    def pictures(self) -> list[Path]:
+        """Panels in the order of their steps."""
+        return sorted((self.folder / "panels").glob("step-*.png"))
+
+    def open(self, config: RunConfig, device: torch.device) -> None:
+        """Start the record, or find that it is this very run's.
+
+        Raises:
+            InputError: the folder belongs to a run with other settings.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / "config.json").is_file():
+            changed = {
+                k: (v, self.config.flat().get(k)) for k, v in config.flat().items() if v != self.config.flat().get(k)
+            }
+            if changed:
+                raise InputError(
+                    self.folder,
+                    found="a run with other settings: "
+                    + ", ".join(f"{k} was {old}, is {new}" for k, (new, old) in changed.items()),
+                    rule="a folder holds one run",
+                    remedy="give another folder, or the settings it was started with",
+                )
+            return
+        environment, changes = _environment(device)
+        _write(self.folder / "changes.diff", changes)
+        _write(self.folder / "environment.json", json.dumps(environment, indent=2))
+        _write(self.folder / "config.json", json.dumps(config.to_dict(), indent=2))
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded after `step`: the run continues from there and will say it again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        _write(self.folder / "signals.jsonl", "".join(map(_line, kept)))
+
+    def add(self, progress: Progress) -> None:
+        """Append one block; flushed, so that a kill costs nothing that was written."""
+        if progress.panels is not None:
+            progress.panels.save(self.picture(progress.step))
+        row = {
+            "step": progress.step,
+            **progress.signals,
+            "divergence/stability": progress.stability,
+            "time/block": progress.seconds,
+        }
+        with open(self.folder / "signals.jsonl", "a") as file:
+            file.write(_line(row))
+
+    def close(self, verdict: Verdict) -> None:
+        """Write the verdict: the run has ended."""
+        _write(self.folder / "verdict.json", json.dumps(verdict.to_dict(), indent=2))
+
+    @contextmanager
+    def locked(self, patience: float = 60.0) -> Iterator[None]:
+        """Hold the folder against a second writer, such as a worker that outlives its killed driver for a moment.
+
+        Raises:
+            InputError: another process still writes after `patience` seconds.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / ".lock", "w") as file:
+            deadline = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise InputError(
+                            self.folder,
+                            found="another process that writes this run",
+                            rule="a run has one writer",
+                            remedy="wait for it or end it, then resume",
+                        ) from None
+                    time.sleep(0.2)
+            yield
+
+
+def recorded(folder: Path, config: RunConfig, cohort: Cohort, *, ranks: Ranks | None = None) -> Iterator[Progress]:
+    """`fit`, written down: every `Progress` is on disk before it is handed on. Continues where the folder left off.
+
+    Nothing is yielded when the run has ended already. Rank 0 writes; every rank saves its part of a checkpoint.
+    """
+    ranks = ranks or Ranks()
+    record = Record(folder)
+    if ranks.rank == 0:
+        with record.locked():
+            record.open(config, cohort.device)
+            yield from _recorded(record, config, cohort, ranks)
+    else:
+        yield from _recorded(record, config, cohort, ranks)
+
+
+def _recorded(record: Record, config: RunConfig, cohort: Cohort, ranks: Ranks) -> Iterator[Progress]:
+    ranks.wait()
+    ended = record.verdict is not None
+    found = checkpoint.latest(record.folder / "checkpoints")
+    ranks.wait()
+    if ended:
+        return
+    state = checkpoint.load(found, ranks.rank, cohort.device) if found else None
+    if ranks.rank == 0:
+        record.rewind(state.shared["step"] if state else 0)
+    for progress in fit(config, cohort, ranks=ranks, resume=state):
+        if ranks.rank == 0:
+            record.add(progress)
+        if progress.looked:
+            checkpoint.save(record.folder / "checkpoints", progress.step, progress.state(), ranks)
+        if progress.verdict is not None and ranks.rank == 0:
+            record.close(progress.verdict)
+        yield progress
+
+
+def _environment(device: torch.device) -> tuple[dict[str, Any], str]:
+    """What a result depends on besides settings and data, and the working tree's changes."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    environment = {
+        "python": sys.version.split()[0],
+        "packages": versions,
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "commit": _git("rev-parse", "HEAD").strip() or None,
+    }
+    return environment, _git("diff", "HEAD")
+
+
+def _git(*words: str) -> str:
+    """What git says of the source tree; nothing where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=False
+        )
+    except OSError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _line(row: Row) -> str:
+    """One line of strict JSON, which has no NaN: non-finite values are written by their names."""
+    return json.dumps({k: v if math.isfinite(v) else str(v) for k, v in row.items()}) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

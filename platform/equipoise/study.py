@@ -1,0 +1,210 @@
+"""A study: what is asked, of which runs, and the folder that answers.
+
+Knows the declaration, the study's folder and its accounts; knows nothing of Ray, Optuna or W&B.
+
+    study.json   the declaration, the store's fingerprint, the command
+    journal.log  Optuna's record of points: states, values, verdicts
+    runs/        one folder a run (`record.py`)
+    wandb/       offline W&B runs
+    report.html  the comparison
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equipoise import search
+from equipoise.config import Leaf, RunConfig
+from equipoise.record import Record
+from equipoise.search import Choice, ObjectiveName, Range, Space
+from slicestore.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A declaration; importing or making one starts nothing."""
+
+    name: str
+    """Folder and W&B group."""
+    question: str
+    """What it answers, in one sentence."""
+    run: RunConfig
+    """The run that every point departs from."""
+    space: Space
+    """What is searched."""
+    first: tuple[Mapping[str, Leaf], ...] = ()
+    """Points that are tried before the search has its say."""
+    objective: ObjectiveName = "translated_dice"
+    """The Dice that is maximised."""
+    feasible: float = 0.9
+    """The stability S that a point must reach."""
+    points: int = 32
+    """Points to judge, `first` included."""
+    seed: int = 0
+    """Seed of the search."""
+
+    def __post_init__(self) -> None:
+        """Find mistakes before an hour is spent.
+
+        Raises:
+            ValueError, KeyError: a count is below 1, the space breaks a setting's rule, or a first point lies outside.
+        """
+        if self.points < 1:
+            raise ValueError(f"points = {self.points}: a study judges at least 1 point")
+        if not 0 <= self.feasible <= 1:
+            raise ValueError(f"feasible = {self.feasible}: the stability S lies in [0, 1]")
+        search.check(self.space, self.run)
+        for point in self.first:
+            search.coordinates(search.place(self.run, point), self.space)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for study.json."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return data | {
+            "run": self.run.to_dict(),
+            "first": [dict(p) for p in self.first],
+            "space": {path: dataclasses.asdict(d) for path, d in self.space.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Study:
+        """The inverse of `to_dict`."""
+        space = {
+            path: Choice(tuple(d["options"])) if "options" in d else Range(**d) for path, d in data["space"].items()
+        }
+        return cls(**{**data, "run": RunConfig.from_dict(data["run"]), "space": space, "first": tuple(data["first"])})
+
+
+class StudyFolder:
+    """Everything a study leaves behind."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.journal, self.runs = self.folder / "journal.log", self.folder / "runs"
+        self.report, self.wandb = self.folder / "report.html", self.folder / "wandb"
+
+    @classmethod
+    def create(cls, folder: Path, study: Study, command: str) -> StudyFolder:
+        """A new folder with the declaration in it.
+
+        Raises:
+            InputError: there is a study already.
+        """
+        made = cls(folder)
+        if made._file.is_file():
+            raise InputError(
+                folder, found="a study", rule="a new study gets a new folder", remedy="resume it, or give another name"
+            )
+        made.runs.mkdir(parents=True, exist_ok=True)
+        about = {"id": secrets.token_hex(4), "command": command, "study": study.to_dict()}
+        partial = made._file.with_suffix(".partial")
+        partial.write_text(json.dumps(about, indent=2))
+        os.replace(partial, made._file)
+        return made
+
+    @classmethod
+    def open(cls, folder: Path) -> StudyFolder:
+        """A study's folder.
+
+        Raises:
+            InputError: there is none, or its study.json cannot be read.
+        """
+        found = cls(folder)
+        try:
+            found._about()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                folder,
+                found=f"no readable study.json ({type(error).__name__})",
+                rule="a study's folder holds its declaration",
+                remedy="give the folder that a study printed when it started",
+            ) from error
+        return found
+
+    @property
+    def id(self) -> str:
+        """What tells this study's W&B runs from another's of the same name."""
+        return str(self._about()["id"])
+
+    @property
+    def command(self) -> str:
+        """The command that started the study."""
+        return str(self._about()["command"])
+
+    @property
+    def study(self) -> Study:
+        """The declaration."""
+        return Study.from_dict(self._about()["study"])
+
+    def agree(self, study: Study) -> None:
+        """Hold a resumed study to its declaration.
+
+        Raises:
+            InputError: it differs; the message says where.
+        """
+        old, new = json.loads(json.dumps(self.study.to_dict())), json.loads(json.dumps(study.to_dict()))
+        changed = [key for key in new if new[key] != old.get(key) and key != "points"]
+        if changed:
+            raise InputError(
+                self.folder,
+                found="other " + ", ".join(f"{k} ({old.get(k)!r}, now {new[k]!r})" for k in changed),
+                rule="a resumed study keeps its declaration; only its number of points may grow",
+                remedy="resume with the command in study.json, or start a new study",
+            )
+
+    def records(self) -> list[Record]:
+        """The runs so far, in order of their names."""
+        return (
+            [Record(f) for f in sorted(self.runs.iterdir()) if (f / "config.json").is_file()]
+            if self.runs.is_dir()
+            else []
+        )
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "study.json"
+
+    def _about(self) -> dict[str, Any]:
+        about: dict[str, Any] = json.loads(self._file.read_text())
+        return about
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What runs cost and what stopping early saved."""
+
+    verdicts: Mapping[str, int]
+    """Runs by verdict; `running` for those without one."""
+    steps: int
+    """Steps done."""
+    steps_saved: int
+    """Steps that ended runs were spared."""
+    seconds: float
+    """Device-seconds of training: wall time of steps times workers."""
+    seconds_saved: float
+    """Device-seconds spared, at each run's own pace."""
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Account:
+        """Add up some runs."""
+        verdicts: Counter[str] = Counter()
+        steps = saved = 0
+        seconds = seconds_saved = 0.0
+        for record in records:
+            rows, verdict, workers = record.rows(), record.verdict, record.config.workers
+            done = int(rows[-1]["step"]) if rows else 0
+            spent = sum(row["time/block"] for row in rows) * workers
+            verdicts[verdict.kind if verdict else "running"] += 1
+            steps, seconds = steps + done, seconds + spent
+            if verdict and done:
+                spared = record.config.steps - done
+                saved, seconds_saved = saved + spared, seconds_saved + spared * spent / done
+        return cls(dict(verdicts), steps, saved, seconds, seconds_saved)

@@ -1,0 +1,61 @@
+"""The configuration is frozen, total and nameable."""
+
+import json
+
+import pytest
+
+from equipoise.config import PUBLISHED, STUDY_2022, RunConfig
+
+
+def test_changing_a_leaf_gives_a_copy_and_leaves_the_original() -> None:
+    changed = PUBLISHED.at("loss.cycle", 5)
+    assert changed.loss.cycle == 5.0
+    assert PUBLISHED.loss.cycle == 10.0
+    assert changed.at("loss.cycle", 10) == PUBLISHED
+
+
+@pytest.mark.parametrize("path", ["loss.cylce", "los.cycle", "loss", "steps.more", ""])
+def test_a_misspelt_path_fails_where_it_is_written(path: str) -> None:
+    with pytest.raises(KeyError):
+        PUBLISHED.at(path, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("loss.cycle", -1.0),
+        ("loss.cycle", float("nan")),
+        ("optim.lr", 0.0),
+        ("loss.adversarial", "wasserstein"),
+        ("net.classes", 1),
+        ("batch", 0),
+        ("steps", 2.5),
+        ("net.skip", 1),
+        ("seed", True),
+        ("workers", 3),
+    ],
+)
+def test_a_value_against_the_rule_is_refused_with_value_and_rule(path: str, value: float) -> None:
+    with pytest.raises(ValueError, match="must") as caught:
+        PUBLISHED.at(path, value)
+    assert path.rsplit(".", 1)[-1] in str(caught.value)
+
+
+def test_a_record_reads_back_as_the_same_run_with_the_same_name() -> None:
+    read = RunConfig.from_dict(json.loads(json.dumps(STUDY_2022.to_dict())))
+    assert read == STUDY_2022
+    assert read.fingerprint == STUDY_2022.fingerprint != PUBLISHED.fingerprint
+
+
+def test_an_int_and_a_float_of_the_same_value_name_the_same_run() -> None:
+    assert PUBLISHED.at("loss.cycle", 3).fingerprint == PUBLISHED.at("loss.cycle", 3.0).fingerprint
+
+
+def test_a_record_of_another_version_is_refused() -> None:
+    with pytest.raises(KeyError, match="stepz"):
+        RunConfig.from_dict({"stepz": 3})
+
+
+def test_the_2022_settings_are_ten_times_the_published_rate_at_batch_four() -> None:
+    assert STUDY_2022.optim.lr == 10 * PUBLISHED.optim.lr
+    assert (STUDY_2022.batch, STUDY_2022.steps, STUDY_2022.data.limits) == (4, 40_000, "pooled")
