@@ -13,6 +13,7 @@ Knows the files of a run and how they survive a kill; knows nothing of Ray, W&B 
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -31,7 +32,7 @@ import torch
 from equipoise import checkpoint
 from equipoise.batches import Cohort
 from equipoise.config import RunConfig
-from equipoise.monitor import Verdict
+from equipoise.monitor import Horizon, Verdict
 from equipoise.ranks import Ranks
 from equipoise.train import Progress, fit
 from slicestore.errors import InputError
@@ -136,7 +137,11 @@ class Record:
 
     def close(self, verdict: Verdict) -> None:
         """Write the verdict: the run has ended."""
-        _write(self.folder / "verdict.json", json.dumps(verdict.to_dict(), indent=2))
+        horizon = Horizon.of(
+            self.config.monitor, self.config.steps
+        )  # short runs are judged by shorter rules: say which
+        data = verdict.to_dict() | {"horizon": dataclasses.asdict(horizon)}
+        _write(self.folder / "verdict.json", json.dumps(data, indent=2))
 
     @contextmanager
     def locked(self, patience: float = 60.0) -> Iterator[None]:

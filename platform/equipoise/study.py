@@ -58,7 +58,7 @@ class Study:
             ValueError, KeyError: a count is below 1, the space breaks a setting's rule, or a first point lies outside.
         """
         if self.points < 1:
-            raise ValueError(f"points = {self.points}: a study judges at least 1 point")
+            raise InputError("points", found=self.points, rule="a study judges at least one", remedy="give 1 or more")
         if not 0 <= self.feasible <= 1:
             raise ValueError(f"feasible = {self.feasible}: the stability S lies in [0, 1]")
         search.check(self.space, self.run)
@@ -92,7 +92,7 @@ class StudyFolder:
         self.report, self.wandb = self.folder / "report.html", self.folder / "wandb"
 
     @classmethod
-    def create(cls, folder: Path, study: Study, command: str) -> StudyFolder:
+    def create(cls, folder: Path, study: Study, command: str, options: Mapping[str, Any]) -> StudyFolder:
         """A new folder with the declaration in it.
 
         Raises:
@@ -104,7 +104,7 @@ class StudyFolder:
                 folder, found="a study", rule="a new study gets a new folder", remedy="resume it, or give another name"
             )
         made.runs.mkdir(parents=True, exist_ok=True)
-        about = {"id": secrets.token_hex(4), "command": command, "study": study.to_dict()}
+        about = {"id": secrets.token_hex(4), "command": command, "options": dict(options), "study": study.to_dict()}
         partial = made._file.with_suffix(".partial")
         partial.write_text(json.dumps(about, indent=2))
         os.replace(partial, made._file)
@@ -138,6 +138,11 @@ class StudyFolder:
     def command(self) -> str:
         """The command that started the study."""
         return str(self._about()["command"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How it was started, beyond the declaration."""
+        return dict(self._about()["options"])
 
     @property
     def study(self) -> Study:
@@ -175,6 +180,23 @@ class StudyFolder:
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(self._file.read_text())
         return about
+
+
+def latest_study(results: Path) -> StudyFolder:
+    """The study that was started last.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = sorted(results.glob("*/study.json"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise InputError(
+            results,
+            found="no study",
+            rule="studies are kept in the folder that --results names",
+            remedy="run `python studies/stability_sweep.py`, or give a study's folder",
+        )
+    return StudyFolder.open(found[-1].parent)
 
 
 @dataclass(frozen=True, slots=True)

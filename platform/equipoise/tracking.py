@@ -7,7 +7,6 @@ that started the work, not in the workers: they outlive any worker, and a slow o
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,7 +103,7 @@ def wandb_mode(wanted: WandbMode | None) -> tuple[WandbMode, str]:
         return wanted, f"W&B {wanted}, as asked"
     import wandb
 
-    if os.environ.get("WANDB_API_KEY") or wandb.api.api_key:
+    if wandb.login(prompt=False, verify=False):
         return "online", "W&B online"
     if wanted == "online":
         return (

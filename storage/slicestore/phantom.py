@@ -3,7 +3,7 @@
 Knows a template head (level sets in millimetres, negative inside) and what tissues look like in either modality;
 knows nothing of stores, preprocessing or networks. Arrays are `(z, y, x)`, points `(x, y, z)` millimetres, left,
 posterior and superior of the head's centre. Nobody's anatomy went into it, so it may be shared; a score measured on it
-says nothing about patients. Heads are about a seventh smaller than an adult's, because the study's field of view
+says nothing about patients. Heads are about a sixth smaller than an adult's, because the study's field of view
 (167 mm front to back) is to hold them whole.
 """
 
@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from scipy import fft, ndimage
@@ -27,6 +27,7 @@ from slicestore.geometry import Geometry, Triple
 from slicestore.volume import Volume, write
 
 Modality = Literal["tof", "swi"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 Levels = Mapping[str, np.ndarray]
 
 ORIGINAL_SIZE: Mapping[Modality, tuple[tuple[int, int, int], Triple]] = {
@@ -41,52 +42,32 @@ SMALL_SIZE: Mapping[Modality, tuple[tuple[int, int, int], Triple]] = {
 }
 """The same for tests and demos: the same field of view in about a second's work."""
 
-CONTRAST: Mapping[Modality, Mapping[str, float]] = {
-    # Short TR: still water and tissue are saturated, fat recovers, white matter leads grey by its shorter T1.
-    "tof": {
-        "fat": 270,
-        "muscle": 120,
-        "marrow": 95,
-        "bone": 18,
-        "csf": 72,
-        "grey": 122,
-        "white": 142,
-        "deep": 128,
-        "iron": 116,
-        "globe": 55,
-        "air": 0,
-    },
-    # Long TE, low flip angle: water is bright, white matter darker than grey, iron darkest, fat has dephased.
-    "swi": {
-        "fat": 165,
-        "muscle": 105,
-        "marrow": 70,
-        "bone": 15,
-        "csf": 285,
-        "grey": 250,
-        "white": 206,
-        "deep": 228,
-        "iron": 178,
-        "globe": 285,
-        "air": 0,
-    },
-}
-"""Signal of each tissue in scanner units, before gain, bias and noise."""
 
-SUSCEPTIBILITY: Mapping[str, float] = {
-    "fat": 0.0,
-    "muscle": 0.0,
-    "marrow": 0.0,
-    "bone": 0.0,
-    "csf": 0.0,
-    "grey": 0.015,
-    "white": -0.015,
-    "deep": 0.03,
-    "iron": 0.10,
-    "globe": 0.0,
-    "air": 2.0,
+class Tissue(NamedTuple):
+    """What a tissue looks like."""
+
+    tof: float
+    """Signal in scanner units at a short repetition time: still water is saturated, fat recovers, white leads grey."""
+    swi: float
+    """Signal in scanner units at a long echo time and low flip angle: water is bright, white darker than grey."""
+    ppm: float
+    """Magnetic susceptibility against water."""
+
+
+TISSUES: Mapping[str, Tissue] = {
+    "fat": Tissue(270, 165, 0.0),
+    "muscle": Tissue(120, 105, 0.0),
+    "marrow": Tissue(95, 70, 0.0),
+    "bone": Tissue(18, 15, 0.0),
+    "csf": Tissue(72, 285, 0.0),
+    "grey": Tissue(122, 250, 0.015),
+    "white": Tissue(142, 206, -0.015),
+    "deep": Tissue(128, 228, 0.03),
+    "iron": Tissue(116, 178, 0.10),  # pallidum, substantia nigra, red and dentate nuclei
+    "globe": Tissue(55, 285, 0.0),
+    "air": Tissue(0, 0, 6.0),  # 9 ppm, less what the walls of a sinus take of its room
 }
-"""Magnetic susceptibility against water in ppm; air's 9 ppm is cut down because a sinus is mostly walls."""
+"""Before gain, bias and noise, and before each subject's own variation of some per cent."""
 
 EDGE_MM = 0.9
 """Width of the border between tissues, or a voxel if that is wider."""
@@ -114,9 +95,9 @@ def head(modality: Modality, *, subject: int, seed: int = 0, original_size: bool
     Raises:
         ValueError: an unknown modality, or a negative subject or seed.
     """
-    if modality not in CONTRAST:
-        raise ValueError(f"modality {modality!r} is none of {', '.join(CONTRAST)}")
-    rng = np.random.default_rng([seed, subject, list(CONTRAST).index(modality)])
+    if modality not in MODALITIES:
+        raise ValueError(f"modality {modality!r} is none of {', '.join(MODALITIES)}")
+    rng = np.random.default_rng([seed, subject, MODALITIES.index(modality)])
     geometry = _grid(*(ORIGINAL_SIZE if original_size else SMALL_SIZE)[modality])
     pose = _Pose.draw(rng)
     lattice = _Lattice.over(geometry)
@@ -129,6 +110,7 @@ def head(modality: Modality, *, subject: int, seed: int = 0, original_size: bool
     filling = vasculature.fill(tree, geometry, least_radius_mm=0.55 * geometry.spacing_mm[0])
     make = _tof if modality == "tof" else _swi
     image, brain = make(lattice, levels, filling, geometry, rng)
+    # An observer marks what stands out: a voxel that is a fifth vessel does.
     vessel = np.zeros(image.size, np.uint8)
     vessel[filling.index] = filling.share > 0.2
     return Head(Volume(image, geometry), Volume(vessel.reshape(image.shape), geometry), Volume(brain, geometry))
@@ -213,12 +195,12 @@ class _Pose:
         pitch, roll, yaw = np.deg2rad(rng.normal(0, [3.0, 2.0, 3.0]).clip(-7, 7))
         tilt = _turn(0, pitch) @ _turn(1, roll) @ _turn(2, yaw)
         stretch = rng.uniform([0.95, 0.96, 0.95], [1.06, 1.03, 1.03])
-        vectors, phases, amplitudes = (
+        vector, phase, amplitude = (
             rng.normal(0, 0.035, (4, 3)),
             rng.uniform(0, 2 * np.pi, 4),
             rng.normal(0, 0.8, (4, 3)),
         )
-        return cls(np.diag(1 / stretch) @ tilt, rng.normal(0, 0.7, 3), np.column_stack([vectors, phases, amplitudes]))
+        return cls(np.diag(1 / stretch) @ tilt, rng.normal(0, 0.7, 3), np.column_stack([vector, phase, amplitude]))
 
     def _warp(self, points_mm: np.ndarray) -> np.ndarray:
         waves = self.waves.astype(points_mm.dtype)
@@ -471,13 +453,12 @@ def _vessels(
 
 def _paint(levels: Levels, contrast: Mapping[str, float], edge_mm: float) -> np.ndarray:
     """Signal on the levels' grid: tissues laid over each other from the outside in, blurred over `edge_mm` at edges."""
-    outer, cavity = levels["outer"], levels["cavity"]
-    texture = levels["texture"]
+    outer, cavity, texture = levels["outer"], levels["cavity"], levels["texture"]
     # Distance to the nearest fluid: the pial surface, a sulcus down to its floor, or a fissure.
     floor = 13 + np.clip(texture / 3, -6, 6)
     sulcus = np.hypot(levels["fold"], np.clip(-levels["envelope"] - floor, 0, None))
     rind = np.minimum(np.minimum(-levels["envelope"], sulcus), levels["fissure"])
-    # Muscle is streaked with fat, with no sharp border between them.
+    # Sheets of fat run between the muscles, with no sharp border.
     muscle = np.maximum(outer + 4.0, edge_mm * (4.0 - np.abs(texture)) / 8.0)
     stem = np.maximum(levels["stem"] + 1.0, levels["envelope"])
     layers = (
@@ -510,7 +491,7 @@ def _tof(
     """Image int16 and brain mask: dark tissue, bright arteries that fade as their blood is saturated on the way."""
     shape = geometry.size[::-1]
     image, brain = np.empty(shape, np.int16), np.empty(shape, np.uint8)
-    contrast = {name: value * rng.uniform(0.94, 1.06) for name, value in CONTRAST["tof"].items()}
+    contrast = {name: tissue.tof * rng.uniform(0.94, 1.06) for name, tissue in TISSUES.items()}
     gain, noise, fresh = rng.uniform(0.9, 1.15), rng.uniform(6.0, 8.5), rng.uniform(700, 850)
     # Blood enters each of three overlapping excitation slabs fresh and is saturated again on its way up through it.
     plane = filling.index // (shape[1] * shape[2])
@@ -536,11 +517,12 @@ def _swi(
     """Image int16 and brain mask: long-echo magnitude times a mask from the high-passed phase (Haacke 2004)."""
     shape = geometry.size[::-1]
     signal, source, brain = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.uint8)
-    contrast = {name: value * rng.uniform(0.95, 1.05) for name, value in CONTRAST["swi"].items()}
+    contrast = {name: tissue.swi * rng.uniform(0.95, 1.05) for name, tissue in TISSUES.items()}
+    ppm = {name: tissue.ppm for name, tissue in TISSUES.items()}
     for slab in lattice.slabs(levels, geometry):
         edge = max(EDGE_MM, geometry.spacing_mm[0])
         signal[slab.where] = slab.average(_paint(slab.levels, contrast, edge))
-        source[slab.where] = slab.average(_paint(slab.levels, SUSCEPTIBILITY, edge))
+        source[slab.where] = slab.average(_paint(slab.levels, ppm, edge))
         brain[slab.where] = slab.average(slab.levels["envelope"]) < 0
     share = np.zeros(signal.size, np.float32)
     share[filling.index] = filling.share
@@ -550,7 +532,7 @@ def _swi(
     # Spins within a voxel lose step where the field changes across it: round vessels (blooming) and above the sinuses.
     steep = sum((g * d) ** 2 for g, d in zip(np.gradient(field, *spacing), ORIGINAL_SIZE["swi"][1], strict=True))
     halo = ndimage.gaussian_filter(share, rng.uniform(0.9, 1.2) / spacing)
-    signal *= np.exp(-2.2 * share - 2.0 * halo - 60.0 * steep)
+    signal *= np.exp(-2.2 * share - 3.0 * halo - 200.0 * steep)
     phase = 18.0 * (field - ndimage.gaussian_filter(field, 3.5 / spacing))
     signal *= np.clip(1 - np.maximum(phase, 0) / np.pi, 0, 1) ** 4
     bias = _bias(geometry, rng)

@@ -1,13 +1,14 @@
 """Branching vessels for synthetic heads: named trunks, twigs grown to given targets, radii by Murray's law.
 
 Knows the courses of the great arteries and veins in a template head and how much of a voxel a vessel fills; knows
-nothing of tissues, contrast or files. Points are `(x, y, z)` millimetres, left, posterior and superior of the head's centre.
+nothing of tissues, contrast or files. Points are `(x, y, z)` millimetres, left, posterior and superior of the head's
+centre.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,32 +41,15 @@ def _both(*trunks: Trunk) -> list[Trunk]:
     return [version for trunk in trunks for version in (trunk, _mirrored(trunk))]
 
 
+# A course is read along the line, so the formatter leaves these two tables alone.
+# fmt: off
 ARTERIES: tuple[Trunk, ...] = (
     # Internal carotid: neck, petrous bone, the S of the siphon, terminus beside the optic chiasm.
-    *_both(
-        Trunk(
-            (
-                (25, 2, -84),
-                (25, 3, -66),
-                (24, 2, -54),
-                (19, -2, -46),
-                (12, -9, -41),
-                (10, -18, -38),
-                (10, -25, -33),
-                (10, -22, -27),
-                (12, -17, -24),
-                (13, -13, -19),
-            ),
-            root=True,
-            bare=True,
-        )
-    ),
+    *_both(Trunk(((25, 2, -84), (25, 3, -66), (24, 2, -54), (19, -2, -46), (12, -9, -41), (10, -18, -38),
+                  (10, -25, -33), (10, -22, -27), (12, -17, -24), (13, -13, -19)), root=True, bare=True)),
     # Vertebrals and the basilar artery in front of the pons.
-    Trunk(
-        ((15, 12, -84), (16, 14, -68), (10, 8, -58), (3, 2, -49), (0, -1, -44), (0, -3, -34), (0, -6, -23)),
-        root=True,
-        bare=True,
-    ),
+    Trunk(((15, 12, -84), (16, 14, -68), (10, 8, -58), (3, 2, -49), (0, -1, -44), (0, -3, -34), (0, -6, -23)),
+          root=True, bare=True),
     Trunk(((-15, 12, -84), (-16, 14, -68), (-10, 8, -58), (-3, 2, -49), (0, -1, -44)), tips=14, root=True, bare=True),
     *_both(
         # Middle cerebral: M1 to the side, then two M2 divisions over the insula and out of the Sylvian fissure.
@@ -73,24 +57,11 @@ ARTERIES: tuple[Trunk, ...] = (
         Trunk(((35, -13, -14), (38, -14, -5), (38, -12, 6), (43, -14, 12), (48, -20, 22), (45, -26, 34)), tips=3),
         Trunk(((35, -13, -14), (39, -5, -11), (38, 6, -2), (41, 18, 6), (48, 30, 14), (46, 42, 22)), tips=3),
         # Anterior cerebral: A1 to the midline, A2 round the genu and back over the corpus callosum.
-        Trunk(
-            (
-                (13, -13, -19),
-                (8, -19, -18),
-                (2.5, -23, -16),
-                (2, -32, -8),
-                (2, -42, 4),
-                (2, -38, 18),
-                (2, -24, 28),
-                (2, -4, 32),
-                (2, 14, 31),
-            ),
-            tips=2,
-        ),
+        Trunk(((13, -13, -19), (8, -19, -18), (2.5, -23, -16), (2, -32, -8), (2, -42, 4), (2, -38, 18), (2, -24, 28),
+               (2, -4, 32), (2, 14, 31)), tips=2),
         # Posterior cerebral: round the midbrain to the calcarine cortex.
-        Trunk(
-            ((0, -6, -23), (7, -6, -23), (15, 1, -21), (18, 12, -18), (14, 26, -11), (11, 42, -3), (9, 54, 4)), tips=2
-        ),
+        Trunk(((0, -6, -23), (7, -6, -23), (15, 1, -21), (18, 12, -18), (14, 26, -11), (11, 42, -3), (9, 54, 4)),
+              tips=2),
         # Posterior communicating, superior cerebellar, anterior and posterior inferior cerebellar.
         Trunk(((12, -17, -22), (10, -11, -22.5), (10, -5, -22.5)), tips=3, bare=True),
         Trunk(((0, -5, -27), (9, -3, -28), (17, 8, -27), (20, 24, -24), (16, 36, -24)), tips=4, bare=True),
@@ -103,49 +74,12 @@ ARTERIES: tuple[Trunk, ...] = (
 
 VEINS: tuple[Trunk, ...] = (
     # Right jugular, sigmoid and transverse sinus, the confluence, then forwards along the vault: the sagittal sinus.
-    Trunk(
-        (
-            (-24, 10, -84),
-            (-25, 12, -62),
-            (-36, 19, -48),
-            (-42, 24, -37),
-            (-43.5, 34.5, -21.5),
-            (-37.5, 51, -15),
-            (-19, 62.5, -12.5),
-            (0, 65, -9.5),
-        ),
-        root=True,
-        bare=True,
-    ),
-    Trunk(
-        (
-            (0, 65, -9.5),
-            (0, 66, 5.5),
-            (0, 61.5, 25),
-            (0, 50.5, 39.5),
-            (0, 33.5, 50),
-            (0, 14, 54.5),
-            (0, -5.5, 55),
-            (0, -25.5, 52.5),
-            (0, -44, 45),
-            (0, -58, 31),
-            (0, -65.5, 12),
-        ),
-        tips=4,
-    ),
-    Trunk(
-        (
-            (0, 65, -9.5),
-            (19, 62.5, -12.5),
-            (37.5, 51, -15),
-            (43.5, 34.5, -21.5),
-            (42, 24, -37),
-            (36, 19, -48),
-            (25, 12, -62),
-            (24, 10, -84),
-        ),
-        tips=70,
-    ),
+    Trunk(((-24, 10, -84), (-25, 12, -62), (-36, 19, -48), (-42, 24, -37), (-43.5, 34.5, -21.5), (-37.5, 51, -15),
+           (-19, 62.5, -12.5), (0, 65, -9.5)), root=True, bare=True),
+    Trunk(((0, 65, -9.5), (0, 66, 5.5), (0, 61.5, 25), (0, 50.5, 39.5), (0, 33.5, 50), (0, 14, 54.5), (0, -5.5, 55),
+           (0, -25.5, 52.5), (0, -44, 45), (0, -58, 31), (0, -65.5, 12)), tips=4),
+    Trunk(((0, 65, -9.5), (19, 62.5, -12.5), (37.5, 51, -15), (43.5, 34.5, -21.5), (42, 24, -37), (36, 19, -48),
+           (25, 12, -62), (24, 10, -84)), tips=70),
     # Straight sinus up to the great vein of Galen, inferior sagittal sinus along the falx.
     Trunk(((0, 65, -9.5), (0, 55, -4), (0, 44, 3), (0, 34, 8), (0, 27, 9)), bare=True),
     Trunk(((0, 34, 8), (0, 26, 22), (0, 8, 33), (0, -14, 33), (0, -30, 26)), tips=6),
@@ -162,6 +96,7 @@ VEINS: tuple[Trunk, ...] = (
     ),
 )
 """Dural sinuses, deep and bridging veins, from the jugular upwards (against the flow)."""
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,9 +107,9 @@ class Tree:
     """`(n, 3)`, x, y, z."""
     parent: np.ndarray
     """`(n,)` index of the node nearer to the heart, -1 at a root."""
-    radius_mm: np.ndarray = field(default_factory=lambda: np.empty(0))
+    radius_mm: np.ndarray
     """`(n,)`; the cube of a parent's radius is the sum of its children's (Murray 1926)."""
-    delay: np.ndarray = field(default_factory=lambda: np.empty(0))
+    delay: np.ndarray
     """`(n,)` path length over radius, summed from the root: proportional to the blood's travelling time."""
 
     def moved(self, to: Callable[[np.ndarray], np.ndarray]) -> Tree:

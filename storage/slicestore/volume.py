@@ -177,7 +177,7 @@ def _verify_nifti(path: Path) -> None:
         while block := file.read(1 << 22):
             size += len(block)
             if kind in (16, 64):  # float32, float64
-                values = np.frombuffer(block[: len(block) // 8 * 8], dtype=f"{order}f{bits // 8}")
+                values = np.frombuffer(block, f"{order}f{bits // 8}", count=len(block) * 8 // bits)
                 broken += int(np.count_nonzero(~np.isfinite(values)))
     if size < offset + voxels * bits // 8:
         raise InputError(

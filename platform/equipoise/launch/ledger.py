@@ -15,6 +15,7 @@ trial was left RUNNING by a killed driver is adopted before anything new is aske
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Ledger:
 
     def __init__(self, folder: StudyFolder, study: Study) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.folder, self.study = folder, study
         storage = journal(folder.journal)
         known = study.name in optuna.get_all_study_names(storage)
@@ -103,6 +105,12 @@ class Ledger:
     def asked(self) -> int:
         """Points that have been given out, ended or not."""
         return sum(t.state is not TrialState.WAITING for t in self._optuna.get_trials(deepcopy=False))
+
+    @property
+    def unfinished(self) -> int:
+        """Points without a final state, asked or not: what a resume has left to do."""
+        done = sum(t.state.is_finished() for t in self._optuna.get_trials(deepcopy=False))
+        return self.study.points - done
 
     def hear(self, number: int, step: int, quality: float | None, stability: float) -> bool:
         """Note a run's Dice x S so far; whether it should stop, being worse than most at this step."""

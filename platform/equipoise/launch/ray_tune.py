@@ -179,6 +179,5 @@ def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-os.environ.setdefault(
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1"
-)  # every run keeps its own record; Tune's would repeat it
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # every run keeps its own record
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a study prints its own table

@@ -1,0 +1,250 @@
+"""The command line: one function a command.
+
+Knows what a user types and how a mistake is told; knows nothing that the modules it calls do not offer to a script too.
+Commands that need Ray, W&B or Optuna import them when they run, so that the rest works without.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tyro.conf import Positional
+
+from equipoise.config import PUBLISHED, RunConfig
+from equipoise.record import Record
+from equipoise.study import StudyFolder, latest_study
+from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
+from slicestore.errors import InputError
+from slicestore.ingest import Input, ingest, inputs_from_folder, inputs_from_table
+from slicestore.phantom import write_cohort
+from slicestore.preprocess import Preprocessing
+from slicestore.store import Domain, Store
+
+Unprefixed = tyro.conf.arg(name="")
+
+
+def prepare(
+    store: Positional[Path],
+    /,
+    preprocessing: Annotated[Preprocessing, Unprefixed],
+    table: Path | None = None,
+    source: Path | None = None,
+    target: Path | None = None,
+    source_label: Path | None = None,
+    target_label: Path | None = None,
+    mask: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Make a store of training slices from raw volumes; unchanged volumes of an existing one are kept.
+
+    Args:
+        store: folder of the store, such as cohort.zarr.
+        preprocessing: what is done to every volume.
+        table: CSV or TSV with columns subject, domain (source or target), image and a column of masks.
+        source: instead of a table, a folder of labelled volumes, or one volume.
+        target: a folder of volumes of the other modality, or one volume.
+        source_label: the mask of `source`, where that is one volume.
+        target_label: a mask of `target` for evaluation only, where that is one volume.
+        mask: which mask: the table's column, or the ending of a mask's file name; "label" by default.
+        seed: seed of the split by subject.
+    """
+    if (table is None) == (source is None or target is None):
+        raise InputError(
+            "prepare",
+            found="neither a table nor both domains, or too much of both",
+            rule="volumes come from --table, or from --source and --target",
+            remedy="give one of the two",
+        )
+    inputs = (
+        inputs_from_table(table, mask)
+        if table
+        else [*_inputs("source", source, source_label, mask), *_inputs("target", target, target_label, mask)]
+    )
+    console = Console()
+    with _bar(console) as bar:
+        task = bar.add_task("volumes", total=len(inputs))
+        made = ingest(
+            inputs,
+            store,
+            preprocessing,
+            seed=seed,
+            progress=lambda done, _, what: bar.update(task, completed=done, description=what),
+        )
+    _describe(console, made)
+
+
+def _inputs(domain: Domain, path: Path | None, label: Path | None, mask: str | None) -> list[Input]:
+    if path is None:
+        return []
+    if path.is_dir() and label is None:
+        return inputs_from_folder(path, domain, mask=mask)
+    return [Input(domain, domain, path, label)]
+
+
+def _describe(console: Console, store: Store) -> None:
+    for domain in ("source", "target"):
+        entries = store.select(domain)
+        parts = {p: sum(e.split == p for e in entries) for p in ("train", "val", "test")}
+        console.print(
+            f"{domain}: {len(entries)} volumes, {sum(e.slices for e in entries)} slices of {store.size} x "
+            f"{store.size}; subjects: " + ", ".join(f"{n} {p}" for p, n in parts.items()),
+            highlight=False,
+        )
+        if not parts["val"]:
+            console.print(f"no {domain} subject is left to validate on: Dice cannot be measured there")
+    console.print(f"{store.path}: {store.classes} classes, fingerprint {store.fingerprint[:12]}", soft_wrap=True)
+
+
+def phantom(folder: Positional[Path], /, subjects: int = 5, seed: int = 0, original_size: bool = False) -> None:
+    """Write synthetic TOF and SWI heads with vessel and brain masks, and the table that `prepare` takes.
+
+    Args:
+        folder: a new or empty folder.
+        subjects: heads of each modality, at least 3.
+        seed: seed of the cohort.
+        original_size: the 2022 study's sizes and spacings instead of small ones.
+    """
+    table = write_cohort(folder, subjects=subjects, seed=seed, original_size=original_size)
+    Console().print(f"{table}: now `equipoise prepare STORE --table {table} --mask brain`", soft_wrap=True)
+
+
+def train(
+    store: Positional[Path],
+    out: Positional[Path],
+    /,
+    run: Annotated[RunConfig, Unprefixed] = PUBLISHED,
+    gpus_per_worker: float | None = None,
+    cpus_per_worker: float = 1.0,
+    wandb: WandbMode | None = None,
+    wandb_images: bool = False,
+) -> None:
+    """Train one run, or continue it where its folder left off.
+
+    Args:
+        store: the store to train on.
+        out: the run's folder: settings, signals, panels, checkpoints, verdict.
+        run: the run's settings; the published ones by default.
+        gpus_per_worker: with --workers above 1; without it, 1 where there are GPUs.
+        cpus_per_worker: with --workers above 1.
+        wandb: online, offline or disabled; without it, online where there is a key.
+        wandb_images: give W&B the panels too.
+    """
+    opened = Store.open(store)
+    run = run.at("data.cohort", opened.fingerprint).at("net.classes", opened.classes)
+    console = Console()
+    mode, notice = wandb_mode(wandb)
+    console.print(notice, highlight=False)
+    trackers: list[Tracker] = []
+    if mode != "disabled":
+        trackers.append(
+            WandbTracker(out / "wandb", group="single", prefix=run.fingerprint, mode=mode, images=wandb_images)
+        )
+    record = Record(out)
+    with Watcher(lambda: [record] if (out / "config.json").is_file() else [], trackers):
+        if run.workers > 1:
+            _train_over_workers(record, run, store, cpus_per_worker, gpus_per_worker)
+        else:
+            _train_here(console, record, run, store)
+    verdict = record.verdict
+    console.print(verdict.sentence() if verdict else "stopped; the same command continues", highlight=False)
+    for picture in record.pictures()[-1:]:
+        console.print(f"panels: {picture}", soft_wrap=True)
+
+
+def _train_here(console: Console, record: Record, run: RunConfig, store: Path) -> None:
+    from equipoise.launch.local import launch
+
+    with _bar(console) as bar:
+        task = bar.add_task("steps", total=run.steps)
+        for progress in launch(record.folder, run, store):
+            shown = {"Dice": "quality/translated_dice", "cycle": "loss/cycle_t", "AUC": "auc/t"}
+            said = [f"{name} {progress.signals[key]:.3f}" for name, key in shown.items() if key in progress.signals]
+            bar.update(task, completed=progress.step, description=" ".join(said))
+
+
+def _train_over_workers(record: Record, run: RunConfig, store: Path, cpus: float, gpus: float | None) -> None:
+    from equipoise.launch.conduct import connect
+    from equipoise.launch.ray_train import Share, train
+
+    cards = gpus if gpus is not None else float(torch.cuda.is_available())
+    with connect(None):
+        train(record.folder.absolute(), run, store.absolute(), Share(cpus, cards))
+
+
+def report(folder: Annotated[Path | None, Positional[Path | None]] = None, /, results: Path = Path("results")) -> None:
+    """Write a study's report.html anew.
+
+    Args:
+        folder: the study's folder; the latest one by default.
+        results: where studies are kept.
+    """
+    from equipoise.report import write_report
+
+    study = StudyFolder.open(folder) if folder else latest_study(results)
+    write_report(study)
+    Console().print(study.report, soft_wrap=True)
+
+
+def dashboard(
+    folder: Annotated[Path | None, Positional[Path | None]] = None,
+    /,
+    results: Path = Path("results"),
+    host: str = "127.0.0.1",
+    port: int = 8080,
+) -> None:
+    """Show a study in the browser: points, verdicts, importance.
+
+    Args:
+        folder: the study's folder; the latest one by default.
+        results: where studies are kept.
+        host: address to listen on; by default only this machine sees it.
+        port: port to listen on.
+    """
+    from equipoise.launch.dashboard import serve
+
+    serve(StudyFolder.open(folder) if folder else latest_study(results), host=host, port=port)
+
+
+def doctor() -> None:
+    """Say what is installed, which accelerators there are, which W&B mode, and how to mend what is missing."""
+    console = Console()
+    console.print(f"Python {platform.python_version()}, torch {torch.__version__}")
+    for package in ("ray", "optuna", "optuna-dashboard", "wandb", "zarr", "SimpleITK"):
+        try:
+            console.print(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            console.print(f"{package} is missing: pip install -e . -c constraints.txt", style="yellow")
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    console.print("GPUs: " + (", ".join(cards) or "none; networks train on the CPU, at a reduced size"))
+    console.print(wandb_mode(None)[1], highlight=False)
+
+
+def _bar(console: Console) -> Progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console)
+
+
+COMMANDS = {c.__name__: c for c in (prepare, phantom, train, report, dashboard, doctor)}
+
+
+def main() -> None:
+    """Run a command; a user's mistake is told without a traceback, and exits with 2."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="equipoise", description="Studies of SIFA's stability.")
+    except InputError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""From a declaration to a finished study: the routine behind every script in `studies/`.
+
+Knows the order (cohort, Ray, search, confirmation, report) and what the user sees meanwhile; knows nothing of what a
+particular study asks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import tyro
+from rich.console import Console
+
+from equipoise.launch.ledger import Ledger
+from equipoise.launch.ray_train import Share, train
+from equipoise.launch.ray_tune import search_points
+from equipoise.record import Record
+from equipoise.report import write_report
+from equipoise.study import Account, Study, StudyFolder
+from equipoise.table import TableTracker
+from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
+from slicestore.errors import InputError
+from slicestore.ingest import ingest, inputs_from_table
+from slicestore.phantom import write_cohort
+from slicestore.preprocess import Preprocessing
+from slicestore.store import Store
+
+CONFIRM = "confirm"
+"""How the name of a confirmation run begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says of a study. Without any, a small study on synthetic heads, on this machine."""
+
+    store: Path | None = None
+    """A store from `equipoise prepare`. Without one: synthetic heads, made once, and small networks."""
+    points: int | None = None
+    """Points to judge; 6 on synthetic heads, else 32."""
+    steps: int | None = None
+    """Steps of a run; 120 on synthetic heads, else 20 000."""
+    seed: int = 0
+    """Seed of the search and of its runs."""
+    workers_per_run: int = 1
+    """Data-parallel processes of a run."""
+    confirm_workers: int = 2
+    """Data-parallel processes of the run that confirms the best point with a new seed; 0 leaves it out."""
+    cpus_per_worker: float = 1.0
+    """CPU cores of a worker."""
+    gpus_per_worker: float | None = None
+    """GPUs of a worker; .25 packs four runs on a card. Without it: 1 where the cluster has GPUs, else 0."""
+    address: str | None = None
+    """Ray cluster to use ("auto" on a machine of it). Without one, Ray starts here, on loopback."""
+    wandb: WandbMode | None = None
+    """online, offline or disabled. Without it: online where there is a key, else offline."""
+    wandb_images: bool = False
+    """Give W&B the panels too. Synthetic heads' panels go without asking; a patient's only with this flag."""
+    resume: bool = False
+    """Continue the latest study of this name (or of --name) instead of starting one."""
+    name: str | None = None
+    """Folder under --results; by default the study's name, numbered where it is taken."""
+    results: Path = Path("results")
+    """Where studies are kept."""
+    dashboard: bool = False
+    """Serve the study's dashboard on loopback while it runs."""
+
+
+Declare = Callable[[Options], Study]
+
+
+def main(declare: Declare, doc: str | None) -> None:
+    """A study script's command line: parse, conduct, and tell a user's mistake without a traceback."""
+    options = tyro.cli(Options, description=doc)
+    try:
+        conduct(declare, options)
+    except InputError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+
+
+def conduct(declare: Declare, options: Options) -> StudyFolder:
+    """Run a study to its report, or continue one.
+
+    Raises:
+        InputError: an option, the store or the cluster cannot serve; nothing has been started then.
+    """
+    began = time.monotonic()
+    console = Console()
+    folder, options = _place(declare(options).name, options)
+    study = declare(options)
+    store = options.store or synthetic_store(options.results)
+    opened = Store.open(store)
+    study = dataclasses.replace(
+        study, run=study.run.at("data.cohort", opened.fingerprint).at("net.classes", opened.classes)
+    )
+    mode, notice = wandb_mode(options.wandb)
+    if folder is None:
+        folder = StudyFolder.create(_fresh(options), study, shlex.join(["python", *sys.argv]), _saved(options))
+    else:
+        folder.agree(study)
+    console.print(
+        f"{study.name}: {study.question}\n{study.points} points of {study.run.steps} steps into {folder.folder}"
+    )
+    console.print(notice, highlight=False)
+    trackers: list[Tracker] = [TableTracker(console, study.objective)]
+    if mode != "disabled":
+        images = options.wandb_images or options.store is None
+        trackers.append(WandbTracker(folder.wandb, group=study.name, prefix=folder.id, mode=mode, images=images))
+    with connect(options.address):
+        share = Share(options.cpus_per_worker, _gpus(options))
+        with Watcher(folder.records, trackers):
+            ledger = search_points(folder, study, store.absolute(), share)
+            if ledger.unfinished:
+                console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
+                return folder
+            _confirm(folder, ledger, store.absolute(), share, options.confirm_workers)
+    write_report(folder)
+    _say(console, folder, ledger, time.monotonic() - began)
+    return folder
+
+
+def synthetic_store(results: Path) -> Path:
+    """Synthetic heads with brain masks as a store of 64 x 64 slices, made once; one that is there is used as it is."""
+    store = results / "phantoms" / "heads.zarr"
+    if not (store / "manifest.json").is_file():
+        raw = store.with_name("raw")
+        table = raw / "cohort.csv" if raw.is_dir() else write_cohort(raw, subjects=5)
+        ingest(inputs_from_table(table, "brain"), store, Preprocessing(size=64, spacing_mm=3.0))
+    return store
+
+
+def _place(name: str, options: Options) -> tuple[StudyFolder | None, Options]:
+    """The folder to resume and the options it was started with, or none."""
+    if not options.resume:
+        return None, dataclasses.replace(options, name=options.name or name)
+    candidates = (
+        [options.results / options.name]
+        if options.name
+        else [
+            f for f in options.results.glob(f"{name}*") if f.name == name or f.name.removeprefix(f"{name}-").isdigit()
+        ]
+    )
+    found = [f for f in candidates if (f / "study.json").is_file()]
+    if not found:
+        raise InputError(
+            options.results / (options.name or name),
+            found="no study",
+            rule="--resume continues one",
+            remedy="start it without --resume, or name it with --name",
+        )
+    folder = StudyFolder.open(max(found, key=lambda f: (f / "study.json").stat().st_mtime))
+    given = {
+        f.name: getattr(options, f.name) for f in dataclasses.fields(options) if getattr(options, f.name) != f.default
+    }
+    return folder, Options(**{**_restored(folder.options), **given})
+
+
+def _saved(options: Options) -> dict[str, Any]:
+    """What a resume needs to know of how the study was started."""
+    data = dataclasses.asdict(options) | {"store": str(options.store.absolute()) if options.store else None}
+    return {k: v for k, v in data.items() if k not in ("resume", "name", "results", "address", "dashboard")}
+
+
+def _restored(data: dict[str, Any]) -> dict[str, Any]:
+    return data | {"store": Path(data["store"]) if data.get("store") else None}
+
+
+def _fresh(options: Options) -> Path:
+    """The first folder of the study's name that is not taken."""
+    name = options.name or "study"
+    taken = (options.results / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(f for f in taken if not f.exists())
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[None]:
+    """Join the cluster, or start Ray on this machine's loopback; let go of it afterwards.
+
+    Raises:
+        InputError: no cluster answers at the address.
+    """
+    environment = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the period in which a worker group's reports are fetched
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unasked
+    }
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    os.environ.update(environment)
+    try:
+        if address:
+            ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
+        else:
+            # Train's cleaner of worker groups asks the dashboard whether their leader lives: without it groups leak.
+            ray.init(include_dashboard=True, dashboard_host="127.0.0.1", _node_ip_address="127.0.0.1", **quiet)
+    except ConnectionError as error:
+        raise InputError(
+            "--address",
+            found=f"{address}: {str(error).splitlines()[0]}",
+            rule="a Ray cluster listens at the address",
+            remedy="start it with `ray up ray_cluster.yaml`, or leave --address out to use this machine",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _gpus(options: Options) -> float:
+    if options.gpus_per_worker is not None:
+        return options.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def _confirm(folder: StudyFolder, ledger: Ledger, store: Path, share: Share, workers: int) -> None:
+    """Run the best point once more, with a new seed and over several workers: does it hold?"""
+    best = ledger.best()
+    if best is None or not workers:
+        return
+    config = Record(folder.runs / best).config
+    config = config.at("seed", config.seed + 1).at("workers", workers)
+    run = folder.runs / f"{CONFIRM}-{config.fingerprint[:8]}"
+    if Record(run).verdict is None:
+        train(run, config, store, share)
+
+
+def _say(console: Console, folder: StudyFolder, ledger: Ledger, seconds: float) -> None:
+    account = Account.of(folder.records())
+    console.print(", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(account.verdicts.items())))
+    console.print(
+        f"training {account.seconds:.0f} device-seconds, {account.seconds_saved:.0f} saved by stopping early; "
+        f"{seconds:.0f} s in all"
+    )
+    console.print(f"best point: {ledger.best()}")
+    console.print(f"report: {folder.report}", soft_wrap=True)
+    console.print(f"dashboard: equipoise dashboard {shlex.quote(str(folder.folder))}", soft_wrap=True)
