@@ -177,17 +177,12 @@ def orient(volume: Volume) -> Volume:
     voxels = np.flip(volume.voxels.transpose(order), flips)
     old, index = volume.geometry, [2 - axis for axis in order[::-1]]  # index axis of the file that becomes x, y, z
     flipped = [2 - axis in flips for axis in range(3)]
-    first: list[float] = [0.0, 0.0, 0.0]
-    for new, axis in enumerate(index):
-        first[axis] = old.size[axis] - 1.0 if flipped[new] else 0.0
+    x, y, z = (old.size[axis] - 1.0 if flipped[index.index(axis)] else 0.0 for axis in range(3))
+    width, height, depth = (old.spacing_mm[axis] for axis in index)
     signs = np.where(flipped, -1.0, 1.0)
     columns = np.reshape(old.direction, (3, 3))[:, index] * signs + 0.0  # + 0.0 turns -0.0 into 0.0
-    geometry = Geometry(
-        voxels.shape[::-1],
-        tuple(old.spacing_mm[a] for a in index),
-        old.point_mm(tuple(first)),  # type: ignore[arg-type]
-        tuple(columns.ravel().tolist()),
-    )
+    direction = tuple(columns.ravel().tolist())
+    geometry = Geometry(voxels.shape[::-1], (width, height, depth), old.point_mm((x, y, z)), direction)
     return Volume(voxels, geometry)
 
 

@@ -171,7 +171,7 @@ def _verify_nifti(path: Path) -> None:
         order = "<" if int.from_bytes(head[:4], "little") == 348 else ">"
         dims = np.frombuffer(head[40:56], dtype=f"{order}i2").astype(int)
         kind, bits = np.frombuffer(head[70:74], dtype=f"{order}i2").astype(int).tolist()
-        offset = int(np.frombuffer(head[108:112], dtype=f"{order}f4")[0])
+        offset = max(348, int(np.frombuffer(head[108:112], dtype=f"{order}f4")[0]))
         voxels = int(np.prod(dims[1 : 1 + dims[0]]))
         size, broken = 348 + len(file.read(offset - 348)), 0
         while block := file.read(1 << 22):

@@ -34,8 +34,9 @@ def flat(voxels: object, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0
 def world(geometry: Geometry, axis: int) -> np.ndarray:
     """A coordinate in millimetres at every voxel, (z, y, x)."""
     width, height, depth = geometry.size
-    return np.array([[[geometry.point_mm((x, y, z))[axis] for x in range(width)] for y in range(height)]
-                     for z in range(depth)])
+    return np.array(
+        [[[geometry.point_mm((x, y, z))[axis] for x in range(width)] for y in range(height)] for z in range(depth)]
+    )
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,8 +53,13 @@ def test_a_setting_that_makes_no_sense_is_refused(setting: str, value: object) -
 
 
 def test_the_fingerprint_depends_on_every_setting_and_on_nothing_else() -> None:
-    variants = [Preprocessing(), Preprocessing(size=128), Preprocessing(spacing_mm=0.5), Preprocessing(pad="zero"),
-                Preprocessing(drop_empty=True)]
+    variants = [
+        Preprocessing(),
+        Preprocessing(size=128),
+        Preprocessing(spacing_mm=0.5),
+        Preprocessing(pad="zero"),
+        Preprocessing(drop_empty=True),
+    ]
     assert len({config.fingerprint for config in variants}) == len(variants)
     assert Preprocessing().fingerprint == Preprocessing(size=256).fingerprint
     assert len(Preprocessing().fingerprint) == 16
@@ -131,7 +137,9 @@ def test_a_bright_point_keeps_its_millimetres_through_the_whole_chain() -> None:
     prepared = prepare(Volume(voxels, raw.geometry), None, Preprocessing(size=16, spacing_mm=0.5))
     z, y, x = (int(i) for i in np.unravel_index(np.argmax(prepared.image), prepared.image.shape))
     found = Geometry.from_dict(prepared.record["prepared"]).point_mm((x, y, z))
-    assert np.linalg.norm(np.subtract(found, raw.geometry.point_mm((3, 4, 2)))) < 0.5 * 2**0.5  # half a pixel's diagonal
+    assert (
+        np.linalg.norm(np.subtract(found, raw.geometry.point_mm((3, 4, 2)))) < 0.5 * 2**0.5
+    )  # half a pixel's diagonal
 
 
 # --- intensities and frame --------------------------------------------------------------------------------------------
@@ -160,8 +168,9 @@ def test_the_crop_and_the_pad_are_centred() -> None:
 def test_the_frame_is_air_or_zero_as_told() -> None:
     image = np.full((2, 8, 8), 10.0)
     image[:, :4], image[:, 6:] = 0, 20  # half air
-    background, zero = (prepare(flat(image), None, Preprocessing(size=16, spacing_mm=1.0, pad=pad))
-                        for pad in ("background", "zero"))  # type: ignore[arg-type]
+    background, zero = (
+        prepare(flat(image), None, Preprocessing(size=16, spacing_mm=1.0, pad=pad)) for pad in ("background", "zero")
+    )  # type: ignore[arg-type]
     mean, std = image.mean(), image.std()
     assert background.image[0, 0, 0] == np.float16(-mean / std)
     assert zero.image[0, 0, 0] == 0
@@ -241,14 +250,18 @@ def test_a_label_of_nothing_is_nothing() -> None:
 def test_a_label_on_another_grid_is_refused_with_what_differs() -> None:
     image = flat(np.random.default_rng(0).normal(size=(4, 8, 8)))
     shifted = Geometry(image.geometry.size, (1.0, 1.0, 1.0), (0.0, 0.0, 0.5))
-    for label, found in ((Volume(np.zeros((4, 8, 8)), shifted), "origin .* up to 0.5 mm"),
-                         (flat(np.zeros((4, 8, 7))), r"size \(8, 8, 4\) against \(7, 8, 4\)"),
-                         (flat(np.zeros((4, 8, 8)), (1.0, 1.0, 1.2)), "spacing")):
+    for label, found in (
+        (Volume(np.zeros((4, 8, 8)), shifted), "origin .* up to 0.5 mm"),
+        (flat(np.zeros((4, 8, 7))), r"size \(8, 8, 4\) against \(7, 8, 4\)"),
+        (flat(np.zeros((4, 8, 8)), (1.0, 1.0, 1.2)), "spacing"),
+    ):
         with pytest.raises(InputError, match=f"label of scan.nii: found {found}"):
             prepare(image, label, Preprocessing(size=8), where="scan.nii")
 
 
-@pytest.mark.parametrize(("values", "found"), [((0, 255), "from 0 to 255"), ((-1, 1), "from -1"), ((0, 0.5), "not all")])
+@pytest.mark.parametrize(
+    ("values", "found"), [((0, 255), "from 0 to 255"), ((-1, 1), "from -1"), ((0, 0.5), "not all")]
+)
 def test_a_label_that_holds_no_class_indices_is_refused(values: tuple[float, float], found: str) -> None:
     image = flat(np.random.default_rng(0).normal(size=(2, 8, 8)))
     label = np.full((2, 8, 8), values[0], dtype=np.float32)
@@ -302,7 +315,9 @@ def test_a_prepared_label_goes_back_to_the_grid_that_it_came_from(code: str, siz
 
 
 def test_at_its_own_spacing_a_label_goes_there_and_back_unchanged() -> None:
-    raw = Volume(turned("RAS").voxels, Geometry((10, 8, 6), (0.5, 0.5, 2.0), (1.0, 2.0, 3.0), turned("RAS").geometry.direction))
+    raw = Volume(
+        turned("RAS").voxels, Geometry((10, 8, 6), (0.5, 0.5, 2.0), (1.0, 2.0, 3.0), turned("RAS").geometry.direction)
+    )
     label = Volume((raw.voxels > 700).astype(np.uint8), raw.geometry)
     made = prepare(raw, label, Preprocessing(size=16, spacing_mm=0.5))
     assert made.label is not None

@@ -14,8 +14,10 @@ def names(count: int) -> list[str]:
     return [f"patient {number}" for number in range(count)]
 
 
-@pytest.mark.parametrize(("subjects", "train", "val", "test"), [
-    (0, 0, 0, 0), (1, 1, 0, 0), (2, 1, 1, 0), (3, 1, 1, 1), (4, 2, 1, 1), (5, 3, 1, 1), (9, 5, 2, 2), (20, 12, 4, 4)])
+@pytest.mark.parametrize(
+    ("subjects", "train", "val", "test"),
+    [(0, 0, 0, 0), (1, 1, 0, 0), (2, 1, 1, 0), (3, 1, 1, 1), (4, 2, 1, 1), (5, 3, 1, 1), (9, 5, 2, 2), (20, 12, 4, 4)],
+)
 def test_every_part_has_a_subject_as_soon_as_there_are_three(subjects: int, train: int, val: int, test: int) -> None:
     parts = split(names(subjects), seed=0)
     assert set(parts) == set(names(subjects))

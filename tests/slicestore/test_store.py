@@ -74,8 +74,14 @@ def test_what_is_staged_is_what_was_prepared(original: Store, small: Preprocessi
 
 
 def test_staged_subjects_follow_each_other(original: Store) -> None:
-    together = Store(original.path, tuple(replace(entry, split="train") for entry in original.entries),
-                     original.preprocessing, original.classes, original.seed, original.fingerprint)
+    together = Store(
+        original.path,
+        tuple(replace(entry, split="train") for entry in original.entries),
+        original.preprocessing,
+        original.classes,
+        original.seed,
+        original.fingerprint,
+    )
     staged = together.stage("source", "train")
     assert staged.subject.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert staged.position.tolist() == [0, 1, 2, 3, 4] * 3
@@ -95,8 +101,14 @@ def test_labels_of_the_target_domain_judge_and_never_teach(original: Store) -> N
 
 
 def test_a_split_without_subjects_is_empty(original: Store) -> None:
-    alone = Store(original.path, tuple(e for e in original.entries if e.split == "train"), original.preprocessing,
-                  original.classes, original.seed, original.fingerprint)
+    alone = Store(
+        original.path,
+        tuple(e for e in original.entries if e.split == "train"),
+        original.preprocessing,
+        original.classes,
+        original.seed,
+        original.fingerprint,
+    )
     staged = alone.stage("source", "val")
     assert staged.image.shape == (0, 16, 16)
     assert staged.label is None
@@ -104,9 +116,15 @@ def test_a_split_without_subjects_is_empty(original: Store) -> None:
 
 
 def test_limits_come_from_training_subjects_alone(original: Store) -> None:
-    shifted = tuple(replace(entry, minimum=low, maximum=high) for entry in original.entries
-                    for low, high in [{("source", "train"): (-2.0, 5.0), ("target", "train"): (-3.0, 4.0)}
-                                      .get((entry.domain, entry.split), (-99.0, 99.0))])
+    shifted = tuple(
+        replace(entry, minimum=low, maximum=high)
+        for entry in original.entries
+        for low, high in [
+            {("source", "train"): (-2.0, 5.0), ("target", "train"): (-3.0, 4.0)}.get(
+                (entry.domain, entry.split), (-99.0, 99.0)
+            )
+        ]
+    )
     store = Store(original.path, shifted, original.preprocessing, 2, 0, "")
     assert store.limits("source") == (-2.0, 5.0)
     assert store.limits("target") == (-3.0, 4.0)
@@ -128,8 +146,10 @@ def test_training_values_fill_the_range_and_others_are_not_clipped(original: Sto
 
 def test_a_zero_frame_is_zero_after_normalisation(tmp_path: Path, make_cohort) -> None:  # type: ignore[no-untyped-def]
     inputs = make_cohort(tmp_path / "raw", sources=1, targets=1)
-    made = {pad: ingest(inputs, tmp_path / f"{pad}.zarr", Preprocessing(size=24, spacing_mm=1.0, pad=pad))
-            for pad in ("zero", "background")}
+    made = {
+        pad: ingest(inputs, tmp_path / f"{pad}.zarr", Preprocessing(size=24, spacing_mm=1.0, pad=pad))
+        for pad in ("zero", "background")
+    }
     for pooled in (False, True):
         zero, air = (made[pad].stage("source", "train", pooled=pooled) for pad in ("zero", "background"))
         values = normalise(zero.image, zero.limits)
@@ -188,7 +208,9 @@ def test_every_flipped_bit_is_noticed(store: Store) -> None:
 def test_a_flipped_bit_in_the_index_is_reported_with_the_subject(store: Store) -> None:
     entry = store.select("source", "train")[0]
     flip(shard(store, entry), -20)
-    with pytest.raises(InputError, match=rf"subject {entry.subject}: found damaged data \(the whole shard or its index\)"):
+    with pytest.raises(
+        InputError, match=rf"subject {entry.subject}: found damaged data \(the whole shard or its index\)"
+    ):
         store.stage("source", "train")
 
 
@@ -209,7 +231,9 @@ def test_a_deleted_and_a_truncated_shard_are_found_on_opening(store: Store) -> N
     file = shard(store, entry)
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    with pytest.raises(InputError, match=rf"subject {entry.subject} with {len(whole) - 1} bytes.*promises {len(whole)}"):
+    with pytest.raises(
+        InputError, match=rf"subject {entry.subject} with {len(whole) - 1} bytes.*promises {len(whole)}"
+    ):
         Store.open(store.path)
     file.unlink()
     with pytest.raises(InputError, match=rf"image/c/0/0/0 of subject {entry.subject} missing.*prepare` again"):
@@ -249,5 +273,6 @@ def test_an_opened_store_is_equal_on_every_machine_with_the_same_content(store: 
     assert store.fingerprint == original.fingerprint
     assert store.entries == original.entries
     assert [(domain, split, len(store.select(domain, split))) for domain, split in parts()] == [  # type: ignore[arg-type]
-        (domain, split, 1) for domain, split in parts()]
+        (domain, split, 1) for domain, split in parts()
+    ]
     assert isinstance(store.stage("source", "test"), Staged)

@@ -68,7 +68,9 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 def test_a_2d_a_4d_and_a_vector_image_are_refused_from_the_header(tmp_path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5), np.int16)), str(tmp_path / "flat.nii"))
-    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((3, 4, 5, 6), np.int16), isVector=False), str(tmp_path / "echoes.nii"))
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.zeros((3, 4, 5, 6), np.int16), isVector=False), str(tmp_path / "echoes.nii")
+    )
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((4, 5, 6, 3), np.int16), isVector=True), str(tmp_path / "rgb.nii"))
     for name, found in (("flat", "2D image"), ("echoes", "4D image"), ("rgb", "3 values a voxel")):
         with pytest.raises(InputError, match=found):
@@ -98,7 +100,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str) -> None:
     put(example(), path)
     data = tmp_path / "a.zraw" if suffix == ".mhd" else path
     data.write_bytes(data.read_bytes()[:-40])
-    with pytest.raises(InputError, match="unreadable|truncated"):
+    with pytest.raises(InputError, match=r"unreadable|truncated"):
         read(path)
 
 
