@@ -45,7 +45,7 @@ def declare(options: Options) -> Study:
         run=run,
         space=SPACE,
         first=(coordinates(PUBLISHED, SPACE), coordinates(STUDY_2022, SPACE)),
-        points=(6 if small else 32) if options.points is None else options.points,
+        points=(8 if small else 32) if options.points is None else options.points,
         seed=options.seed,
     )
 

@@ -171,12 +171,13 @@ def _train_here(console: Console, record: Record, run: RunConfig, store: Path) -
 
 
 def _train_over_workers(record: Record, run: RunConfig, store: Path, cpus: float, gpus: float | None) -> None:
-    from equipoise.launch.conduct import connect
-    from equipoise.launch.ray_train import Share, train
+    from equipoise.launch.cluster import Share, connect, room
+    from equipoise.launch.ray_train import train
 
-    cards = gpus if gpus is not None else float(torch.cuda.is_available())
     with connect(None):
-        train(record.folder.absolute(), run, store.absolute(), Share(cpus, cards))
+        share = Share.here(cpus, gpus)
+        room(share, run.workers)
+        train(record.folder.absolute(), run, store.absolute(), share)
 
 
 def report(folder: Annotated[Path | None, Positional[Path | None]] = None, /, results: Path = Path("results")) -> None:

@@ -1,7 +1,315 @@
-"""stub"""
+"""A study as one file: what was asked, how every run ended, what it cost, how to do it again.
 
-from equipoise.study import StudyFolder
+Knows records and what a person wants to read of them; knows nothing of Optuna, Ray or W&B. The file opens from disk, in
+ten years, without a network, and says nothing of the machine, the user or folders. Numbers are told as they were
+recorded; one that is not finite is named, never replaced.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from equipoise import figures, search
+from equipoise.config import Leaf
+from equipoise.figures import LOOKS, Figure, Run
+from equipoise.page import NOTHING, duration, folded, key, number, page, section, table
+from equipoise.record import Record
+from equipoise.search import Choice, Range
+from equipoise.study import Account, Study, StudyFolder
+
+_VERDICTS = """<p class="note"><b>stable</b>: lived to its last step, and no critic won. <b>d wins</b>: lived, but a
+critic told all real patches from all fake ones for long. <b>diverged</b>: a loss left its plateau for good, or was not
+finite; the onset is the step at which that began. <b>censored</b>: stopped because its Dice × S fell behind, so that
+its S at full length is not known. <b>unfinished</b>: without a verdict.</p>"""
+_PANELS = (
+    "From top to bottom: x_s source, y_s its mask; x_st translated to the target's looks, mask_st predicted on it; "
+    "x_sts back again; x_t target, mask_t predicted on it; x_ts translated to the source's looks; x_tst back again. "
+    "Pixels that are not finite are magenta."
+)
 
 
-def write_report(folder: StudyFolder) -> None:
-    folder.report.write_text("x")
+def write_report(folder: StudyFolder) -> Path:
+    """Write the report, whole or not at all; returns where it lies.
+
+    Raises:
+        InputError: a run's settings cannot be read.
+    """
+    study, records = folder.study, folder.records()
+    runs = [Run.read(record) for record in records]
+    best = best_point(runs, study)
+    parts = (
+        _summary(study, runs, best),
+        _table(study, runs, best),
+        _figures(study, runs, best),
+        _cost(records, runs),
+        _pictures(folder, runs, best),
+        _settings(study),
+        _environment(records),
+        _again(folder, study),
+    )
+    colours = {kind: look.colour for kind, look in LOOKS.items()}
+    partial = folder.report.with_name(f".{folder.report.name}.partial")
+    try:
+        partial.write_text(page(f"{study.name}: a study by Equipoise", "\n".join(parts), colours), encoding="utf-8")
+        os.replace(partial, folder.report)
+    finally:
+        partial.unlink(missing_ok=True)
+    return folder.report
+
+
+def best_point(runs: Iterable[Run], study: Study) -> Run | None:
+    """The point that is confirmed: of those that no pruner stopped the feasible one of the highest Dice.
+
+    Without a feasible point it is the one of the highest Dice x S.
+    """
+    done = [run for run in runs if run.kind not in ("censored", "unfinished") and not run.confirms]
+    return max(done, key=lambda run: _score(run, study), default=None)
+
+
+def _score(run: Run, study: Study) -> tuple[bool, float]:
+    assert run.verdict is not None
+    dice = run.rows[-1].get(f"quality/{study.objective}", math.nan) if run.rows else math.nan
+    value = search.value(run.verdict, dice)
+    feasible = search.violation(run.verdict, study.feasible) <= 0
+    return feasible, value if feasible else value * (run.stability or 0.0)
+
+
+def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
+    points = [run for run in runs if not run.confirms]
+    counts = Counter(run.kind for run in points)
+    told = [f"{len(points) - counts['unfinished']} of {max(study.points, len(points))} points have ended"]
+    told[0] += f": {', '.join(f'{counts[k]} {_words(k)}' for k in LOOKS if counts[k])}." if points else "."
+    if best is not None:
+        told.append(
+            f"Best point: <b>{escape(best.name)}</b>, Dice {_dice(best, study)}, S {number(best.stability)}"
+            + ("." if (best.stability or 0.0) >= study.feasible else f"; no point reached S ≥ {study.feasible:g}.")
+        )
+    for run in runs:
+        if run.confirms:
+            told.append(
+                f"Repeated with seed {run.config.seed} over {run.config.workers} workers, it "
+                + (f"ended {_words(run.kind)}" if run.verdict else "has not ended")
+                + f": Dice {_dice(run, study)}, S {number(run.stability)}."
+            )
+    bar = "".join(
+        f'<span class="{k}" style="flex-grow:{counts[k]}">{counts[k]} {_words(k)}</span>' for k in LOOKS if counts[k]
+    )
+    return f"""<header>
+<p class="kind-of-page">Equipoise study <b>{escape(study.name)}</b></p>
+<h1>{escape(study.question)}</h1>
+<div class="bar" role="img" aria-label="points by verdict">{bar}</div>
+<p class="lead">{" ".join(told)}</p>
+</header>"""
+
+
+def _table(study: Study, runs: Sequence[Run], best: Run | None) -> str:
+    qualities = [f"quality/{study.objective}"]
+    qualities += [
+        s
+        for s in ("quality/translated_dice", "quality/target_dice")
+        if s not in qualities and any(run.last(s) is not None for run in runs)
+    ]
+    heads = ["run", "verdict", *(s.removeprefix("quality/") for s in qualities), "S", "onset", "steps", "device s"]
+    head = "".join(f"<th><button>{_head(h)}</button></th>" for h in (*heads, *study.space))
+    lines = "".join(_line(study, run, qualities, "best point" if run is best else "") for run in runs)
+    return section(
+        "Runs",
+        f"{study.run.steps:,} steps planned. S in brackets is only S so far. A heading sorts; a run's name shows that run "
+        "alone in the curves below.",
+        f'<div class="wide"><table class="runs"><thead><tr>{head}</tr></thead>{lines}</table></div>{_VERDICTS}',
+    )
+
+
+def _line(study: Study, run: Run, qualities: Sequence[str], role: str) -> str:
+    """A run's row, and below it what its verdict found."""
+    leaves = run.config.flat()
+    stability, shown = run.stability, number(run.stability)
+    if stability is None and (stability := run.last("divergence/stability")) is not None:
+        shown = f'<span class="soft">({number(stability)})</span>'
+    onset = run.verdict.onset if run.verdict else None
+    sentence = run.verdict.sentence() if run.verdict else "no verdict: it is running, or was cut off"
+    role = "confirmation" if run.confirms else role
+    cells: list[tuple[str, object]] = [
+        (f'<button class="run">{escape(run.name)}</button><small>{role}</small>', run.name),
+        (
+            f'<span class="verdict {run.kind}" title="{escape(sentence)}">{_words(run.kind)}</span>',
+            list(LOOKS).index(run.kind),
+        ),
+        *((number(run.last(signal)), run.last(signal)) for signal in qualities),
+        (shown, stability),
+        (NOTHING if onset is None else f"{onset:,}", onset),
+        (f"{run.steps:,}", run.steps),
+        (f"{run.device_seconds:,.0f}", run.device_seconds),
+        *((_leaf(leaves[path]), leaves[path]) for path in study.space),
+    ]
+    row = "".join(f'<td data-v="{escape(key(value))}">{shown}</td>' for shown, value in cells)
+    found = ""
+    if run.verdict is None or run.verdict.findings:
+        found = f'<tr class="sentence"><td></td><td colspan="{len(cells) - 1}">{escape(sentence)}</td></tr>'
+    return f'<tbody data-run="{escape(run.name)}"><tr>{row}</tr>{found}</tbody>'
+
+
+def _figures(study: Study, runs: Sequence[Run], best: Run | None) -> str:
+    if not any(run.rows for run in runs):
+        return section("Curves", "", "<p>No run has recorded a step yet.</p>")
+    survival = figures.survival([run for run in runs if not run.confirms])
+    parts = (
+        (
+            "Dice against stability",
+            "Each run's last Dice, as recorded; hollow where S at full length is not known. The best point is the "
+            "one of the highest Dice in the feasible region.",
+            figures.dice_against_stability(runs, study, best),
+        ),
+        (
+            "Losses",
+            "Block means on a logarithmic axis. A diamond is a divergence's onset; a cross at the upper edge is the "
+            "first value that is not finite. Of a hinge game, whose generator loss may be negative, the critic's margin "
+            "1 + E D(real) - E D(fake) stands in for it.",
+            figures.losses(runs, best),
+        ),
+        (
+            "Critics",
+            "Share of pairs of patches, one real and one fake, that each critic orders rightly (AUC): 0.5 is a guess; "
+            "above the dotted line it wins. A diamond is where a lasting win began.",
+            figures.critics(runs, best),
+        ),
+        (
+            "Survival",
+            "Share of points that had not diverged by a step (Kaplan-Meier), by game; a tick is a run that ended "
+            "without diverging. The search chose these points and stopped those whose Dice × S fell behind: the "
+            "curves describe this study and do not compare the games at large.",
+            survival,
+        ),
+    )
+    return "\n".join(
+        section(title, caption, _drawn(figure)) if figure else section(title, "", "<p>No point diverged.</p>")
+        for title, caption, figure in parts
+    )
+
+
+def _drawn(figure: Figure) -> str:
+    from plotly.io import to_html
+
+    config = {"displaylogo": False, "displayModeBar": False, "responsive": True}
+    items = "".join(f"<li>{escape(note)}</li>" for note in figure.notes)
+    notes = folded(f"What this figure cannot show ({len(figure.notes)})", f"<ul>{items}</ul>") if items else ""
+    return str(to_html(figure.figure, config=config, include_plotlyjs=False, full_html=False)) + notes
+
+
+def _cost(records: Sequence[Record], runs: Sequence[Run]) -> str:
+    lines = []
+    for kind in (*LOOKS, "all"):
+        group = [r for r, run in zip(records, runs, strict=True) if kind in (run.kind, "all")]
+        if group:
+            of = Account.of(group)
+            counts = (f"{n:,}" for n in (len(group), of.steps, of.steps_saved))
+            lines.append((_words(kind), (*counts, duration(of.seconds), duration(of.seconds_saved))))
+    return section(
+        "Cost",
+        "Device time is the wall time of training steps times workers. Saved is what stopping early spared, at each "
+        "run's own pace. A confirmation is counted too.",
+        table(("", "runs", "steps", "steps saved", "device time", "device time saved"), lines),
+    )
+
+
+def _pictures(folder: StudyFolder, runs: Sequence[Run], best: Run | None) -> str:
+    shown = []
+    for run in runs:
+        if run.picture is not None and (run is best or run.confirms):
+            data = base64.b64encode(run.picture.read_bytes()).decode()
+            caption = f"{'confirmation' if run.confirms else 'best point'}, step {int(run.picture.stem[5:])}"
+            shown.append(
+                f'<figure><img alt="panels of {escape(run.name)}" src="data:image/png;base64,{data}">'
+                f"<figcaption><b>{escape(run.name)}</b>, {caption}</figcaption></figure>"
+            )
+    if not shown:
+        return ""
+    warning = "These are slices of the cohort: share this file as you would share its images."
+    warning = "" if folder.options.get("store") is None else f'<p class="bad"><b>{warning}</b></p>'
+    return section("Images", _PANELS, warning, f'<div class="pictures">{"".join(shown)}</div>')
+
+
+def _settings(study: Study) -> str:
+    lines = [
+        (path, (_leaf(leaf), _searched(study.space[path]) if path in study.space else ""))
+        for path, leaf in study.run.flat().items()
+    ]
+    return section(
+        "Settings",
+        f"The run that every point departs from, and where the study searched. Objective: {study.objective}; feasible: "
+        f"S ≥ {study.feasible:g}; seed of the search: {study.seed}.",
+        folded(f"All {len(lines)} settings", table(("setting", "base run", "searched"), lines)),
+    )
+
+
+def _searched(dimension: Range | Choice) -> str:
+    if isinstance(dimension, Choice):
+        return ", ".join(map(escape, dimension.options))
+    return f"{dimension.low:g} to {dimension.high:g}" + (", logarithmic" if dimension.log else "")
+
+
+def _environment(records: Sequence[Record]) -> str:
+    """What the runs ran on: only the fields that name neither a machine nor a user."""
+    found: Counter[str] = Counter()
+    for record in records:
+        try:
+            data: dict[str, Any] = json.loads((record.folder / "environment.json").read_text())
+        except (OSError, ValueError):
+            found["not recorded"] += 1
+            continue
+        told = [f"Python {data.get('python')}", *(f"{k} {v}" for k, v in data.get("packages", {}).items())]
+        told += [f"device {data.get('device')}", f"{data.get('threads')} threads", f"commit {data.get('commit')}"]
+        changes = record.folder / "changes.diff"
+        if changes.is_file() and changes.stat().st_size:
+            told.append("with changes beyond that commit (changes.diff in the run's folder)")
+        found[", ".join(told)] += 1
+    items = "".join(f"<li>{n} run{'s' * (n > 1)}: {escape(told)}</li>" for told, n in found.items())
+    return section("Environment", "", f"<ul>{items}</ul>") if items else ""
+
+
+def _again(folder: StudyFolder, study: Study) -> str:
+    """The command, rebuilt from the options: what was typed may hold paths, these words do not."""
+    script = next((Path(w).name for w in shlex.split(folder.command) if w.endswith(".py")), f"{study.name}.py")
+    words = ["python", f"studies/{script}"]
+    for name, value in folder.options.items():
+        if value is not None and value is not False:
+            words.append("--" + name.replace("_", "-"))
+        if value not in (None, False, True):
+            plain = name != "store" and re.fullmatch(r"[\w.+-]+", str(value))
+            words.append(str(value) if plain else name.upper())
+    stands_for = "" if folder.options.get("store") is None else ", which is what STORE stands for"
+    return section(
+        "Do it again",
+        "",
+        f"<pre>{escape(' '.join(words))}</pre>",
+        f'<p class="note">On the store of fingerprint <code>{escape(study.run.data.cohort or "unknown")}</code>'
+        f"{stands_for}. Each run's folder holds its config.json, which names every setting.</p>",
+    )
+
+
+def _dice(run: Run, study: Study) -> str:
+    return number(run.last(f"quality/{study.objective}"))
+
+
+def _leaf(value: Leaf) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
+
+
+def _head(path: str) -> str:
+    group, dot, name = path.rpartition(".")
+    words = escape(name).replace("_", "_<wbr>")
+    return f"<small>{escape(group)}</small>{words}" if dot else words.replace("_<wbr>", " ")
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")

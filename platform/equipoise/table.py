@@ -28,6 +28,12 @@ class _Line:
     verdict: Verdict | None = None
 
 
+def wide_console() -> Console:
+    """The terminal at its own width; a file or pipe at one that holds the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
 class TableTracker:
     """A `Tracker` that keeps a table up to date."""
 

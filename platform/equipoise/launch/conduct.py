@@ -7,28 +7,26 @@ particular study asks.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import tyro
 from rich.console import Console
 
+from equipoise.launch.cluster import Share, connect, room
 from equipoise.launch.ledger import Ledger
-from equipoise.launch.ray_train import Share, train
+from equipoise.launch.ray_train import train
 from equipoise.launch.ray_tune import search_points
 from equipoise.record import Record
 from equipoise.report import write_report
 from equipoise.study import Account, Study, StudyFolder
-from equipoise.table import TableTracker
+from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
 from slicestore.ingest import ingest, inputs_from_table
@@ -47,7 +45,7 @@ class Options:
     store: Path | None = None
     """A store from `equipoise prepare`. Without one: synthetic heads, made once, and small networks."""
     points: int | None = None
-    """Points to judge; 6 on synthetic heads, else 32."""
+    """Points to judge; 8 on synthetic heads, else 32."""
     steps: int | None = None
     """Steps of a run; 120 on synthetic heads, else 20 000."""
     seed: int = 0
@@ -72,8 +70,6 @@ class Options:
     """Folder under --results; by default the study's name, numbered where it is taken."""
     results: Path = Path("results")
     """Where studies are kept."""
-    dashboard: bool = False
-    """Serve the study's dashboard on loopback while it runs."""
 
 
 Declare = Callable[[Options], Study]
@@ -95,39 +91,45 @@ def conduct(declare: Declare, options: Options) -> StudyFolder:
     Raises:
         InputError: an option, the store or the cluster cannot serve; nothing has been started then.
     """
-    began = time.monotonic()
-    console = Console()
+    began, console = time.monotonic(), wide_console()
     folder, options = _place(declare(options).name, options)
-    study = declare(options)
-    store = options.store or synthetic_store(options.results)
-    opened = Store.open(store)
-    study = dataclasses.replace(
-        study, run=study.run.at("data.cohort", opened.fingerprint).at("net.classes", opened.classes)
-    )
-    mode, notice = wandb_mode(options.wandb)
-    if folder is None:
-        folder = StudyFolder.create(_fresh(options), study, shlex.join(["python", *sys.argv]), _saved(options))
-    else:
+    store = (options.store or synthetic_store(options.results)).absolute()
+    study = _bound(declare(options), Store.open(store))
+    if folder is not None:
         folder.agree(study)
-    console.print(
-        f"{study.name}: {study.question}\n{study.points} points of {study.run.steps} steps into {folder.folder}"
-    )
+    with connect(options.address):
+        share = Share.here(options.cpus_per_worker, options.gpus_per_worker)
+        for workers in (study.run.workers, options.confirm_workers or 1):
+            room(share, workers)  # before anything is written
+        command = shlex.join(["python", *sys.argv])
+        folder = folder or StudyFolder.create(_fresh(options), study, command, _saved(options))
+        console.print(f"{study.name}: {study.question}", highlight=False)
+        console.print(f"{study.points} points of {study.run.steps} steps into {folder.folder}", soft_wrap=True)
+        with Watcher(folder.records, _trackers(console, folder, study, options)):
+            ledger = search_points(folder, study, store, share)
+            if ledger.unfinished:
+                console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
+                return folder
+            _confirm(folder, ledger, store, share, options.confirm_workers)
+    write_report(folder)
+    _say(console, folder, ledger, time.monotonic() - began)
+    return folder
+
+
+def _bound(study: Study, store: Store) -> Study:
+    """The study on this very store."""
+    run = study.run.at("data.cohort", store.fingerprint).at("net.classes", store.classes)
+    return dataclasses.replace(study, run=run)
+
+
+def _trackers(console: Console, folder: StudyFolder, study: Study, options: Options) -> list[Tracker]:
+    mode, notice = wandb_mode(options.wandb)
     console.print(notice, highlight=False)
     trackers: list[Tracker] = [TableTracker(console, study.objective)]
     if mode != "disabled":
         images = options.wandb_images or options.store is None
         trackers.append(WandbTracker(folder.wandb, group=study.name, prefix=folder.id, mode=mode, images=images))
-    with connect(options.address):
-        share = Share(options.cpus_per_worker, _gpus(options))
-        with Watcher(folder.records, trackers):
-            ledger = search_points(folder, study, store.absolute(), share)
-            if ledger.unfinished:
-                console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
-                return folder
-            _confirm(folder, ledger, store.absolute(), share, options.confirm_workers)
-    write_report(folder)
-    _say(console, folder, ledger, time.monotonic() - began)
-    return folder
+    return trackers
 
 
 def synthetic_store(results: Path) -> Path:
@@ -144,14 +146,8 @@ def _place(name: str, options: Options) -> tuple[StudyFolder | None, Options]:
     """The folder to resume and the options it was started with, or none."""
     if not options.resume:
         return None, dataclasses.replace(options, name=options.name or name)
-    candidates = (
-        [options.results / options.name]
-        if options.name
-        else [
-            f for f in options.results.glob(f"{name}*") if f.name == name or f.name.removeprefix(f"{name}-").isdigit()
-        ]
-    )
-    found = [f for f in candidates if (f / "study.json").is_file()]
+    numbered = re.compile(rf"{re.escape(options.name or name)}(-\d+)?")
+    found = [f.parent for f in options.results.glob("*/study.json") if numbered.fullmatch(f.parent.name)]
     if not found:
         raise InputError(
             options.results / (options.name or name),
@@ -160,16 +156,14 @@ def _place(name: str, options: Options) -> tuple[StudyFolder | None, Options]:
             remedy="start it without --resume, or name it with --name",
         )
     folder = StudyFolder.open(max(found, key=lambda f: (f / "study.json").stat().st_mtime))
-    given = {
-        f.name: getattr(options, f.name) for f in dataclasses.fields(options) if getattr(options, f.name) != f.default
-    }
+    given = {f.name: v for f in dataclasses.fields(options) if (v := getattr(options, f.name)) != f.default}
     return folder, Options(**{**_restored(folder.options), **given})
 
 
 def _saved(options: Options) -> dict[str, Any]:
     """What a resume needs to know of how the study was started."""
     data = dataclasses.asdict(options) | {"store": str(options.store.absolute()) if options.store else None}
-    return {k: v for k, v in data.items() if k not in ("resume", "name", "results", "address", "dashboard")}
+    return {k: v for k, v in data.items() if k not in ("resume", "name", "results", "address")}
 
 
 def _restored(data: dict[str, Any]) -> dict[str, Any]:
@@ -181,45 +175,6 @@ def _fresh(options: Options) -> Path:
     name = options.name or "study"
     taken = (options.results / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
     return next(f for f in taken if not f.exists())
-
-
-@contextmanager
-def connect(address: str | None) -> Iterator[None]:
-    """Join the cluster, or start Ray on this machine's loopback; let go of it afterwards.
-
-    Raises:
-        InputError: no cluster answers at the address.
-    """
-    environment = {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also the period in which a worker group's reports are fetched
-        "RAY_TRAIN_METRICS_ENABLED": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine unasked
-    }
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    os.environ.update(environment)
-    try:
-        if address:
-            ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
-        else:
-            # Train's cleaner of worker groups asks the dashboard whether their leader lives: without it groups leak.
-            ray.init(include_dashboard=True, dashboard_host="127.0.0.1", _node_ip_address="127.0.0.1", **quiet)
-    except ConnectionError as error:
-        raise InputError(
-            "--address",
-            found=f"{address}: {str(error).splitlines()[0]}",
-            rule="a Ray cluster listens at the address",
-            remedy="start it with `ray up ray_cluster.yaml`, or leave --address out to use this machine",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _gpus(options: Options) -> float:
-    if options.gpus_per_worker is not None:
-        return options.gpus_per_worker
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
 def _confirm(folder: StudyFolder, ledger: Ledger, store: Path, share: Share, workers: int) -> None:

@@ -173,6 +173,6 @@ class Ledger:
 
 
 def _first_rung(run: RunConfig) -> int:
-    """The first step at which a run may be stopped for its Dice: the first evaluation past the monitor's warm-up."""
+    """The first step at which a run may be stopped for its Dice: a quarter of the run, past the monitor's warm-up."""
     horizon = Horizon.of(run.monitor, run.steps)
-    return max(run.steps // run.evaluations, horizon.warm_up * horizon.block)
+    return max(run.steps // 4, horizon.warm_up * horizon.block)

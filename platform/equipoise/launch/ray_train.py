@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,12 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from equipoise.config import RunConfig
+from equipoise.launch.cluster import Share
 from equipoise.launch.local import launch
 from equipoise.ranks import Ranks
 
 RESTARTS = 2
 """Times that a group is restarted after losing a worker."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one worker of a run gets."""
-
-    cpus: float = 1.0
-    gpus: float = 0.0
-    """Cards; a fraction packs several runs on one."""
-
-    def resources(self) -> dict[str, float]:
-        """As Ray counts them."""
-        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
 def train(

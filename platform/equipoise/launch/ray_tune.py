@@ -15,19 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
 from equipoise.config import RunConfig
+from equipoise.launch.cluster import Share, room
 from equipoise.launch.ledger import Ledger
 from equipoise.launch.local import launch
-from equipoise.launch.ray_train import Share, report, train
+from equipoise.launch.ray_train import report, train
 from equipoise.record import Record
 from equipoise.study import Study, StudyFolder
-from slicestore.errors import InputError
 
 RETRIES = 2
 """Times that a run is retried, from its last checkpoint, when its machine or process is lost."""
@@ -125,25 +124,6 @@ def search_points(folder: StudyFolder, study: Study, store: Path, share: Share) 
     )
     tuner.fit()
     return ledger
-
-
-def room(share: Share, workers: int) -> int:
-    """Runs that the cluster holds at once.
-
-    Raises:
-        InputError: not one.
-    """
-    total = ray.cluster_resources()
-    wants = {resource: amount * workers for resource, amount in share.resources().items()}
-    fits = int(min(total.get(resource, 0) / amount for resource, amount in wants.items()))
-    if fits < 1:
-        raise InputError(
-            "cluster",
-            found={r: total.get(r, 0) for r in wants},
-            rule=f"one run of {workers} workers takes {wants}",
-            remedy="lower --workers-per-run, --cpus-per-worker or --gpus-per-worker, or add machines",
-        )
-    return fits
 
 
 def _point(trial: dict[str, Any]) -> None:

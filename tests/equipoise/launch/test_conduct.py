@@ -1,0 +1,157 @@
+"""A study, started as a user starts it: real Ray, real W&B files, a real kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from equipoise.launch.ledger import journal
+from equipoise.record import Record
+from equipoise.study import StudyFolder
+from equipoise.wandb_file import history, summary
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+SCRIPT = Path(__file__).with_name("tiny_study.py")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def command(store: Path, results: Path, *more: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), "--store", str(store), "--results", str(results), "--wandb", "offline", *more]
+
+
+def finished(store: Path, results: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(store, results, *more), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def started(line: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, str]:
+    """A whole study with its confirmation over two workers, and what it printed."""
+    results = tmp_path_factory.mktemp("results")
+    done = finished(store, results)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return StudyFolder.open(results / "tiny"), done.stdout
+
+
+def trials(folder: StudyFolder) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name="tiny", storage=journal(folder.journal)).trials
+
+
+def check_accounts(folder: StudyFolder) -> None:
+    """Every point has one trial in a final state and one run with a whole record; nothing is there twice."""
+    told = {t.user_attrs["run"]: t for t in trials(folder)}
+    points = [r for r in folder.records() if not r.name.startswith("confirm")]
+    assert sorted(told) == [r.name for r in points]
+    assert len(points) == folder.study.points
+    for record in points:
+        verdict = record.verdict
+        assert verdict is not None
+        steps = [int(row["step"]) for row in record.rows()]
+        assert steps == list(range(1, verdict.step + 1))
+        assert told[record.name].state.name == ("PRUNED" if verdict.kind == "censored" else "COMPLETE")
+        assert record.pictures()
+
+
+def test_a_study_ends_with_every_point_told_and_every_run_recorded(undisturbed: tuple[StudyFolder, str]) -> None:
+    folder, said = undisturbed
+    check_accounts(folder)
+    assert folder.report.is_file()
+    assert str(folder.report) in said
+    assert f"equipoise dashboard {folder.folder}" in said
+
+
+def test_the_best_point_is_confirmed_by_two_workers_with_another_seed(undisturbed: tuple[StudyFolder, str]) -> None:
+    folder, _ = undisturbed
+    (confirmation,) = (r for r in folder.records() if r.name.startswith("confirm"))
+    assert (confirmation.config.workers, confirmation.config.seed) == (2, 1)
+    assert confirmation.verdict is not None
+    (checkpoint,) = sorted((confirmation.folder / "checkpoints").iterdir())[-1:]
+    assert sorted(f.name for f in checkpoint.iterdir()) == ["rank-0.pt", "rank-1.pt", "shared.pt"]
+
+
+def test_w_and_b_s_offline_runs_read_back_as_the_records(undisturbed: tuple[StudyFolder, str]) -> None:
+    folder, _ = undisturbed
+    files = {p.stem.removeprefix(f"run-{folder.id}-"): p for p in folder.wandb.glob("wandb/offline-run-*/*.wandb")}
+    assert sorted(files) == [r.name for r in folder.records()]
+    for record in folder.records():
+        logged, rows, verdict = history(files[record.name]), record.rows(), record.verdict
+        assert [row["step"] for row in logged] == [row["step"] for row in rows]
+        for key, value in rows[-1].items():
+            assert logged[-1][key] == pytest.approx(value, nan_ok=True)
+        assert verdict is not None
+        assert summary(files[record.name])["verdict"] == verdict.kind
+        assert summary(files[record.name])["steps"] == verdict.step
+
+
+def test_a_study_killed_half_way_resumes_and_accounts_for_every_run_once(
+    store: Path, tmp_path: Path, undisturbed: tuple[StudyFolder, str]
+) -> None:
+    process = started(command(store, tmp_path, "--confirm-workers", "0"))
+    runs = tmp_path / "tiny" / "runs"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:  # until one run has ended and another is at work
+        records = [Record(f) for f in runs.glob("*")] if runs.is_dir() else []
+        ended = [r for r in records if r.verdict]
+        if ended and any(r.verdict is None and len(r.rows()) > 5 for r in records):
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {r.name: r.verdict for r in StudyFolder.open(tmp_path / "tiny").records()}
+    assert None in before.values()
+    assert any(before.values())
+
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--results", str(tmp_path), "--resume"],
+        env=ENVIRONMENT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = StudyFolder.open(tmp_path / "tiny")
+    check_accounts(folder)
+    # What had ended is as it was; the first point, wherever the kill met it, has the undisturbed study's numbers.
+    for record in folder.records():
+        assert before.get(record.name) in (None, record.verdict)
+    whole = next(r for r in undisturbed[0].records() if r.name.startswith("000-"))
+    again = Record(folder.runs / whole.name)
+    drop = ("time/block",)
+    n = min(len(whole.rows()), len(again.rows()))
+    assert [{k: v for k, v in row.items() if k not in drop} for row in again.rows()[:n]] == [
+        {k: v for k, v in row.items() if k not in drop} for row in whole.rows()[:n]
+    ]
+    for path in folder.wandb.glob("wandb/offline-run-*/*.wandb"):
+        steps = [row["step"] for row in history(path)]
+        assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--points", "0"], "points: found 0; a study judges at least one. Remedy: give 1 or more."),
+        (["--resume"], "found no study; --resume continues one"),
+        (["--address", "127.0.0.1:1"], "a Ray cluster listens at the address"),
+        (["--workers-per-run", "2", "--cpus-per-worker", "400"], "a run of 2 workers takes 800 CPU"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
+    store: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
+    done = finished(store, tmp_path, *more)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_online_without_a_key_falls_back_to_offline_and_says_so(store: Path, tmp_path: Path) -> None:
+    line = [*command(store, tmp_path, "--points", "1", "--confirm-workers", "0"), "--wandb", "online"]
+    done = subprocess.run(line, env=ENVIRONMENT | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "W&B offline: online was asked for but there is no API key" in done.stdout
+    assert list((tmp_path / "tiny" / "wandb").glob("wandb/offline-run-*/*.wandb"))

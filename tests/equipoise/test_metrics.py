@@ -1,0 +1,110 @@
+"""Dice by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from equipoise.batches import Cohort, Slices
+from equipoise.metrics import dice, evaluate, subject_dice
+from equipoise.nets import Sifa
+
+
+def t(*values: int) -> Tensor:
+    return torch.tensor(values)
+
+
+class TestDice:
+    def test_two_classes_by_hand(self) -> None:
+        # prediction {0, 1, 2}, label {1, 2, 3}: 2 * 2 / (3 + 3)
+        assert dice(t(1, 1, 1, 0, 0), t(0, 1, 1, 1, 0), 2) == pytest.approx(2 / 3)
+
+    def test_three_classes_are_averaged_whatever_their_sizes(self) -> None:
+        # class 1: 2 * 1 / (1 + 3) = 1/2; class 2: 2 * 1 / (2 + 1) = 2/3
+        assert dice(t(1, 0, 2, 2, 0), t(1, 1, 1, 2, 0), 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+    def test_background_does_not_count(self) -> None:
+        assert dice(t(0, 0, 0, 0, 1), t(0, 0, 0, 0, 0), 2) == 0
+
+    def test_a_structure_in_neither_counts_1(self) -> None:
+        assert dice(t(0, 0), t(0, 0), 2) == 1
+        # class 1: 2 * 1 / (2 + 1); class 2 is nowhere
+        assert dice(t(1, 1), t(1, 0), 3) == pytest.approx((2 / 3 + 1) / 2)
+
+    def test_a_structure_that_is_missed_or_made_up_counts_0(self) -> None:
+        assert dice(t(0, 0), t(1, 0), 2) == 0
+        assert dice(t(1, 0), t(0, 0), 2) == 0
+
+    def test_equal_masks_of_any_shape_and_type_count_1(self) -> None:
+        label = torch.tensor([[[0, 1], [2, 1]]], dtype=torch.uint8)
+        assert dice(label.long(), label, 3) == 1
+
+
+class TestSubjectDice:
+    def test_slices_are_joined_within_a_subject_and_subjects_averaged(self) -> None:
+        label = torch.tensor([[[1, 1, 1]], [[1, 1, 1]], [[1, 0, 0]]], dtype=torch.uint8)
+        slices = Slices(torch.zeros(3, 1, 1, 3), label, ("a", "b", "a"))
+        prediction = torch.tensor([[[1, 1, 0]], [[0, 0, 0]], [[0, 0, 0]]])
+        # a: 2 * 2 / (2 + 4) over both of its slices (their mean would be (.8 + 0) / 2); b: 0
+        assert subject_dice(prediction, slices, 2) == pytest.approx((2 / 3 + 0) / 2)
+
+    def test_without_labels_or_slices_there_is_none(self) -> None:
+        assert subject_dice(torch.zeros(1, 1, 1), Slices(torch.zeros(1, 1, 1, 1), None, ("a",)), 2) is None
+        empty = Slices(torch.zeros(0, 1, 1, 1), torch.zeros(0, 1, 1), ())
+        assert subject_dice(torch.zeros(0, 1, 1), empty, 2) is None
+
+
+class TestEvaluate:
+    @staticmethod
+    def net() -> Sifa:
+        torch.manual_seed(0)
+        net = Sifa(width=0.0625).train()
+        with torch.no_grad():
+            net.generator(torch.rand(2, 1, 32, 32))
+            for _ in range(20):
+                net.encoder(torch.rand(4, 1, 32, 32) * 2 - 1)  # running statistics that mean something
+            net.segmenter.classify.weight.normal_(generator=torch.Generator().manual_seed(6))
+        return net
+
+    def test_it_segments_translated_sources_and_plain_targets_in_evaluation_mode(self, cohort: Cohort) -> None:
+        net = self.net()
+        twin = copy.deepcopy(net).eval()
+        got = evaluate(net, cohort)
+        with torch.no_grad():
+            translated = twin(twin.generator(cohort.val["source"].image)).argmax(1)
+            target = twin(cohort.val["target"].image).argmax(1)
+        want = {}
+        for name, prediction, slices in (
+            ("quality/translated_dice", translated, cohort.val["source"]),
+            ("quality/target_dice", target, cohort.val["target"]),
+        ):
+            assert slices.label is not None
+            p, g = prediction == 1, slices.label == 1  # one validation subject
+            want[name] = 2 * (p & g).sum().item() / (p.sum() + g.sum()).item()
+        assert got == pytest.approx(want)
+        assert len({0.0, *got.values()}) == 3, "masks must meet labels, and G must matter, in this test"
+
+    def test_it_neither_changes_the_network_nor_leaves_it_in_evaluation_mode(self, cohort: Cohort) -> None:
+        net = self.net()
+        before = {k: v.clone() for k, v in net.state_dict().items()}
+        evaluate(net, cohort)
+        assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+        assert all(module.training for module in net.modules())
+
+    def test_the_size_of_its_batches_does_not_matter(self, cohort: Cohort) -> None:
+        assert evaluate(self.net(), cohort, batch=1) == pytest.approx(evaluate(self.net(), cohort, batch=5))
+
+    def test_without_target_masks_only_the_translated_dice_is_told(self, cohort: Cohort) -> None:
+        bare = copy.copy(cohort)
+        target = cohort.val["target"]
+        bare.val = {"source": cohort.val["source"], "target": Slices(target.image, None, target.subject)}
+        assert set(evaluate(self.net(), bare)) == {"quality/translated_dice"}
+
+    def test_a_broken_network_scores_and_does_not_raise(self, cohort: Cohort) -> None:
+        net = self.net()
+        for parameter in net.parameters():
+            parameter.data.fill_(torch.nan)
+        assert set(evaluate(net, cohort)) == {"quality/translated_dice", "quality/target_dice"}

@@ -1,0 +1,270 @@
+"""The report is one file that tells every run as it was recorded, and nothing of who ran it or where."""
+
+import base64
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from equipoise import figures
+from equipoise.config import PUBLISHED, RunConfig
+from equipoise.figures import Run, critics, dice_against_stability, kaplan_meier, losses, survival
+from equipoise.monitor import Finding, Verdict
+from equipoise.panels import Panels
+from equipoise.record import Record
+from equipoise.report import best_point, write_report
+from equipoise.search import Choice, Range
+from equipoise.study import Study, StudyFolder
+from equipoise.train import Progress
+from slicestore.errors import InputError
+
+STEPS, BLOCK = 400, 10
+STUDY = Study(
+    name="sweep",
+    question="Which <rates> & games keep SIFA stable?",
+    run=PUBLISHED.at("steps", STEPS).at("evaluations", 4).at("data.cohort", "c0ffee"),
+    space={"optim.lr": Range(1e-5, 1e-2), "loss.adversarial": Choice(("lsgan", "hinge"))},
+    points=7,
+)
+COMMAND = "python /home/jane.doe/SIFA/sweep.py --store /data/Mueller_Hans_1961/cohort.zarr --results /scratch/jane"
+OPTIONS = {"store": "/data/Mueller_Hans_1961/cohort.zarr", "points": 7, "wandb": None, "wandb_images": True}
+EXPLODED = Finding("explosion", "loss/cycle_t", onset=200, alarm=260, value=1.5, limit=0.4)
+NAN = Finding("non_finite", "loss/generator", onset=121, alarm=121, value=math.nan, limit=math.inf)
+WON = Finding("d_wins", "auc/t", onset=300, alarm=350, value=0.995, limit=0.99)
+
+
+def record(folder: StudyFolder, name: str, config: RunConfig, steps: int, dice: float, verdict: Verdict | None) -> None:
+    """Leave a run behind, as a worker would; of a divergence by NaN the signals show it."""
+    run = Record(folder.runs / name)
+    run.open(config, torch.device("cpu"))
+    bad = NAN.onset if verdict and NAN in verdict.findings else STEPS + 1
+    for step in range(BLOCK, steps + 1, BLOCK):
+        loss = math.nan if step >= bad else 0.5 * math.exp(-step / 200)
+        signals = {"loss/cycle_t": loss, "loss/segmentation": 2 * loss, "loss/generator": 9 * loss, "auc/t": 0.9}
+        looked = step % 100 == 0
+        if looked:
+            signals["quality/translated_dice"] = dice if step < bad else math.nan
+        tile = np.full((2, 8, 8), math.nan if step >= bad else 0.0, dtype=np.float32)
+        panels = Panels({"x_s": tile, "x_t": tile}, {}) if looked else None
+        run.add(Progress(step, signals, 0.5, looked, panels, 1.0, None, lambda: pytest.fail("nobody needs the state")))
+    if verdict:
+        run.close(verdict)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StudyFolder:
+    """Every way to end, and a run that has not."""
+    made = StudyFolder.create(tmp_path / "Mueller_Hans" / "sweep", STUDY, COMMAND, OPTIONS)
+    lsgan, hinge = STUDY.run, STUDY.run.at("loss.adversarial", "hinge")
+    record(made, "000-aaaa", lsgan, 400, 0.7, Verdict("stable", 400, 400, 0.98))
+    record(made, "001-bbbb", lsgan.at("optim.lr", 8e-3), 260, 0.9, Verdict("diverged", 260, 400, 0.4, (EXPLODED,)))
+    record(made, "002-cccc", hinge.at("optim.lr", 5e-3), 130, 0.3, Verdict("diverged", 130, 400, 0.3, (NAN,)))
+    record(made, "003-dddd", hinge, 100, 0.1, Verdict("censored", 100, 400, None))
+    record(made, "004-eeee", hinge.at("optim.lr", 1e-3), 60, 0.1, None)
+    record(made, "005-ffff", lsgan.at("optim.lr", 2e-3), 400, 0.8, Verdict("d_wins", 400, 400, 0.7, (WON,)))
+    record(made, "confirm-9999", lsgan.at("seed", 1).at("workers", 2), 400, 0.6, Verdict("stable", 400, 400, 1.0))
+    return made
+
+
+@pytest.fixture
+def page(folder: StudyFolder) -> str:
+    return write_report(folder).read_text()
+
+
+def runs(folder: StudyFolder) -> list[Run]:
+    return [Run.read(r) for r in folder.records()]
+
+
+def body(page: str) -> str:
+    """The page without plotly's own source."""
+    return page[page.index("<body>") :]
+
+
+class Addresses(HTMLParser):
+    """Whatever a browser would fetch or open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "poster")]
+
+
+def test_the_report_fetches_nothing(page: str) -> None:
+    parser = Addresses()
+    parser.feed(page)
+    assert parser.found
+    assert all(address.startswith("data:image/png;base64,") for address in parser.found)
+    style = page[page.index("<style>") : page.index("</style>")]
+    assert "@import" not in style
+    assert "url(" not in style
+    assert "default-src 'none'" in page
+    assert len(page) < 20e6
+
+
+def test_the_report_names_no_path_user_or_patient(page: str) -> None:
+    told = body(page).lower()
+    for word in ("mueller", "jane", "/home", "/data", "/scratch", "/tmp", str(Path.cwd()).lower()):
+        assert word not in told
+
+
+def test_the_command_is_told_with_store_in_the_place_of_the_path(page: str) -> None:
+    assert "<pre>python studies/sweep.py --store STORE --points 7 --wandb-images</pre>" in page
+    assert "c0ffee" in page
+
+
+def test_text_of_the_user_is_escaped(page: str) -> None:
+    assert "Which &lt;rates&gt; &amp; games keep SIFA stable?" in page
+    assert "<rates>" not in page
+
+
+def test_every_run_is_told_with_its_verdict_and_sentence(page: str, folder: StudyFolder) -> None:
+    for run in runs(folder):
+        line = re.search(f'<tbody data-run="{run.name}">(.*?)</tbody>', page)
+        assert line
+        assert run.kind.replace("_", " ") in line[1]
+        assert (run.verdict.sentence() if run.verdict else "no verdict") in line[1]
+
+
+def test_the_summary_counts_points_and_tells_how_the_best_one_was_confirmed(page: str) -> None:
+    lead = re.search('<p class="lead">(.*?)</p>', page)
+    assert lead
+    assert "5 of 7 points have ended: 1 stable, 1 d wins, 2 diverged, 1 censored, 1 unfinished." in lead[1]
+    assert "Best point: <b>000-aaaa</b>, Dice 0.700, S 0.980." in lead[1]
+    assert "Repeated with seed 1 over 2 workers, it ended stable: Dice 0.600, S 1.000." in lead[1]
+
+
+def test_a_dice_that_is_not_finite_is_named(folder: StudyFolder) -> None:
+    with open(folder.runs / "002-cccc" / "signals.jsonl", "a") as file:
+        row = {"step": 140, "quality/translated_dice": "nan", "divergence/stability": 0.3, "time/block": 0.5}
+        file.write(json.dumps(row) + "\n")
+    page = write_report(folder).read_text()
+    line = re.search('<tbody data-run="002-cccc">(.*?)</tbody>', page)
+    assert line
+    assert "not finite (nan)" in line[1]
+    assert "002-cccc is not drawn: no finite Dice or S." in page
+
+
+def test_the_stability_of_a_run_that_was_stopped_is_only_told_so_far(page: str) -> None:
+    line = re.search('<tbody data-run="003-dddd">(.*?)</tbody>', page)
+    assert line
+    assert "(1.000)" in line[1]
+
+
+def test_the_last_panels_of_the_best_point_and_its_confirmation_are_embedded(page: str, folder: StudyFolder) -> None:
+    shown = re.findall('src="data:image/png;base64,([^"]+)"', body(page))
+    expected = [Record(folder.runs / name).picture(400).read_bytes() for name in ("000-aaaa", "confirm-9999")]
+    assert [base64.b64decode(s) for s in shown] == expected
+    assert "share this file as you would share its images" in page
+
+
+def test_a_report_that_fails_leaves_the_old_one(folder: StudyFolder) -> None:
+    old = write_report(folder).read_text()
+    (folder.runs / "003-dddd" / "config.json").write_text("{")
+    with pytest.raises(InputError):
+        write_report(folder)
+    assert folder.report.read_text() == old
+    assert not list(folder.folder.glob(".*partial"))
+
+
+def test_a_study_without_runs_has_a_report(tmp_path: Path) -> None:
+    page = write_report(StudyFolder.create(tmp_path / "empty", STUDY, "", {})).read_text()
+    assert "0 of 7 points have ended." in page
+    assert "No run has recorded a step yet." in page
+
+
+def test_a_run_whose_signals_a_kill_cut_off_is_told_up_to_the_cut(folder: StudyFolder) -> None:
+    with open(folder.runs / "004-eeee" / "signals.jsonl", "a") as file:
+        file.write('{"step": 70, "loss/cyc')
+    assert ">60</td>" in write_report(folder).read_text()
+
+
+def test_the_best_point_is_the_feasible_one_of_the_highest_dice(folder: StudyFolder) -> None:
+    best = best_point(runs(folder), STUDY)
+    assert best
+    assert best.name == "000-aaaa"  # not 001, which diverged, nor 005, whose S of 0.7 is below 0.9
+
+
+def test_without_a_feasible_point_the_best_is_that_of_the_highest_dice_times_s(folder: StudyFolder) -> None:
+    best = best_point([run for run in runs(folder) if run.name != "000-aaaa"], STUDY)
+    assert best
+    assert best.name == "005-ffff"
+
+
+def test_a_value_that_is_not_finite_is_a_gap_with_a_cross_and_a_sentence(folder: StudyFolder) -> None:
+    drawn = losses(runs(folder), None)
+    assert "002-cccc: loss/segmentation is not finite in 1 of 13 blocks, from step 130." in drawn.notes
+    traces = [t for t in drawn.figure.data if t.name == "002-cccc" and t.xaxis == "x2"]
+    line = next(t for t in traces if t.mode == "lines")
+    assert np.isnan(line.y[-1])
+    assert np.isfinite(line.y[:-1]).all()
+    cross = next(t for t in traces if t.mode == "markers" and t.marker.symbol == "x-thin")
+    assert cross.x == (130,)
+    assert drawn.figure.layout[f"yaxis{cross.yaxis[1:]}"].overlaying == "y2"
+
+
+def test_an_onset_is_marked_on_the_curve(folder: StudyFolder) -> None:
+    drawn = losses(runs(folder), None)
+    marks = [t for t in drawn.figure.data if t.name == "001-bbbb" and t.mode == "markers"]
+    assert [t.x for t in marks] == [(200,)] * 3
+    assert marks[0].y[0] == pytest.approx(0.5 * math.exp(-1))
+
+
+def test_a_winning_critic_is_marked_in_its_own_panel(folder: StudyFolder) -> None:
+    marks = [t for t in critics(runs(folder), None).figure.data if t.name == "005-ffff" and t.mode == "markers"]
+    assert [(t.x, t.xaxis) for t in marks] == [((300,), "x")]
+
+
+def test_a_negative_loss_has_no_place_on_a_logarithmic_axis_and_is_said_to_be_missing(folder: StudyFolder) -> None:
+    with open(folder.runs / "000-aaaa" / "signals.jsonl", "a") as file:
+        file.write(json.dumps({"step": 410, "loss/generator": -1.0, "time/block": 1, "divergence/stability": 1}) + "\n")
+    drawn = losses(runs(folder), None)
+    assert drawn.notes[0] == "000-aaaa: loss/generator is zero or negative in 1 of 41 blocks: no logarithm."
+
+
+def test_of_a_hinge_game_the_margin_is_drawn_and_not_the_generator(folder: StudyFolder) -> None:
+    figure = losses(runs(folder), None).figure
+    titles = [a.text for a in figure.layout.annotations]
+    lines = [t for t in figure.data if t.mode == "lines" and t.name == "003-dddd"]
+    assert [titles[int(t.xaxis[1:] or 1) - 1] for t in lines] == [
+        "cycle, target",
+        "segmentation",
+        "margin of D_t, hinge",
+    ]
+
+
+def test_with_very_many_blocks_only_every_kth_is_drawn_and_the_report_stays_small(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "POINTS", 300)
+    drawn = losses(runs(folder), None)
+    line = next(t for t in drawn.figure.data if t.name == "000-aaaa" and t.mode == "lines")
+    assert drawn.notes[0] == "Every 3th block is drawn; onsets and crosses are exact."
+    assert list(line.x[:3]) == [10, 40, 70]
+
+
+def test_a_run_without_a_dice_is_not_drawn_against_stability(folder: StudyFolder) -> None:
+    drawn = dice_against_stability(runs(folder), STUDY, None)
+    assert drawn.notes == ["004-eeee is not drawn: no Dice."]
+
+
+def test_survival_is_that_of_kaplan_and_meier() -> None:
+    # Four at risk at 10, one diverges: 3/4. One is censored at 20. Two at risk at 30, one diverges: 3/4 x 1/2.
+    assert kaplan_meier([10, 20, 30, 40], [True, False, True, False]) == [(0, 1.0), (10, 0.75), (30, 0.375)]
+    # A run that ends at the very step of another's onset was still at risk then.
+    assert kaplan_meier([10, 10], [True, False]) == [(0, 1.0), (10, 0.5)]
+
+
+def test_survival_is_drawn_by_game_and_only_where_a_point_diverged(folder: StudyFolder) -> None:
+    points = [run for run in runs(folder) if not run.confirms]
+    drawn = survival(points)
+    assert drawn
+    names = [t.name for t in drawn.figure.data if t.mode == "lines"]
+    assert names == ["hinge (1 of 3 diverged)", "lsgan (1 of 3 diverged)"]
+    assert survival([run for run in points if run.kind != "diverged"]) is None
