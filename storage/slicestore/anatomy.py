@@ -18,7 +18,7 @@ from scipy import ndimage
 from slicestore.geometry import Geometry, Triple
 
 Levels = Mapping[str, np.ndarray]
-"""Level sets by the name of what they bound, on one grid; `fold` and `texture` are fields that tissues wind along."""
+"""Level sets on one grid, by the name of what they bound; `fold` (zero in a sulcus) and `texture` are random fields."""
 
 KNOT_MM = 2.0
 """Spacing of the lattice on which level sets are computed; images interpolate them smoothly."""

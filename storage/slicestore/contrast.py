@@ -1,7 +1,8 @@
 """What a scanner makes of a head: the signals of its tissues and vessels in TOF angiography and in SWI.
 
-Knows tissues' contrast, saturation of blood, susceptibility, coil and noise; knows nothing of where organs or vessels
-lie, which it is given, nor of subjects or files. Arrays are `(z, y, x)`; signals are in scanner units.
+Knows how tissues lie over each other between given level sets, their contrast, saturation of blood, susceptibility,
+coil and noise; knows nothing of where organs or vessels run, nor of subjects, masks of vessels or files. Arrays are
+`(z, y, x)`, signals in scanner units.
 """
 
 from __future__ import annotations

@@ -88,7 +88,10 @@ def _grid(size_zyx: tuple[int, int, int], spacing_zyx_mm: Triple) -> Geometry:
 def _vessels(
     modality: Modality, q: np.ndarray, levels: anatomy.Levels, twigs: int, rng: np.random.Generator
 ) -> vasculature.Tree:
-    """Grow the modality's tree towards the surface of this subject's brain, veins also into its white matter."""
+    """Grow the modality's tree towards the surface of this subject's brain, veins also into its white matter.
+
+    `q` are template points `(3, z, y, x)` in millimetres, at which `levels` are known.
+    """
     depth = -levels["envelope"]
     surface = (depth > 0) & ((depth < 3.5) | (np.abs(levels["fissure"]) < 1.5))
     surface &= q[2] > (-24 if modality == "tof" else -12)

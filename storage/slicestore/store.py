@@ -410,6 +410,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise InputError(
             path / "manifest.json", found=f"damaged JSON ({error})", rule="the manifest is written whole", remedy=REMEDY
         ) from None
+    _hold_schema(path, data.get("schema"))
     return data
 
 
@@ -423,6 +424,10 @@ def _check_schema(path: Path) -> None:
             rule="a store's zarr.json carries the attribute `slicestore`",
             remedy="check the path; to make a store, name a folder that does not exist yet",
         ) from None
+    _hold_schema(path, found)
+
+
+def _hold_schema(path: Path, found: object) -> None:
     if found != SCHEMA:
         raise InputError(
             path,
