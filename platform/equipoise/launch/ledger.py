@@ -31,6 +31,7 @@ from equipoise.config import RunConfig
 from equipoise.monitor import Horizon, Verdict
 from equipoise.record import Record
 from equipoise.study import Study, StudyFolder
+from slicestore.errors import InputError
 
 REDUCTION = 3
 """Of the runs that reach a rung, the best third goes on."""
@@ -85,9 +86,12 @@ class Ledger:
                 self._optuna.enqueue_trial(search.coordinates(search.place(study.run, point), study.space))
         self._orphans = deque(t.number for t in self._optuna.get_trials(states=(TrialState.RUNNING,)))
         self._open: dict[int, optuna.trial.Trial] = {}
+        pruned = self._optuna.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        self._stopped = [Record(folder.runs / str(t.user_attrs["run"])) for t in pruned]
 
     def ask(self) -> Assignment | None:
         """The next point: first those a killed driver left behind, then new ones; None when all are asked."""
+        self.settle(patience=0)
         if self._orphans:
             number = self._orphans.popleft()
             trial = optuna.trial.Trial(self._optuna, self._optuna.trials[number]._trial_id)
@@ -122,20 +126,33 @@ class Ledger:
 
     def close(self, number: int, name: str) -> None:
         """Tell how a run ended that no error ended; one without a verdict was stopped by the pruner."""
-        record = Record(self.folder.runs / name)
-        rows = record.rows()
+        record, trial = Record(self.folder.runs / name), self._open.pop(number)
         verdict = record.verdict
         if verdict is None:
-            verdict = Verdict("censored", int(rows[-1]["step"]) if rows else 0, record.config.steps, None)
-            record.close(verdict)
-        trial = self._open.pop(number)
-        self._describe(trial, verdict)
-        if verdict.kind == "censored":
+            trial.set_user_attr("verdict", "censored")
+            self._stopped.append(record)
             self._tell(trial, TrialState.PRUNED)
             return
-        quality = rows[-1].get(f"quality/{self.study.objective}", float("nan"))
+        self._describe(trial, verdict)
+        quality = record.rows()[-1].get(f"quality/{self.study.objective}", float("nan"))
         trial.set_constraint("stability", search.violation(verdict, self.study.feasible))
         self._tell(trial, TrialState.COMPLETE, search.value(verdict, quality))
+
+    def settle(self, patience: float = 60.0) -> None:
+        """Write the verdict of runs that were stopped, once their workers have let go of the record.
+
+        Args:
+            patience: seconds to wait for each; one that is still written to is left for the next call.
+        """
+        for record in [r for r in self._stopped if r.verdict is None]:
+            try:
+                with record.locked(patience):
+                    rows = record.rows()
+                    step = int(rows[-1]["step"]) if rows else 0
+                    record.close(Verdict("censored", step, record.config.steps, None))
+            except InputError:
+                continue
+        self._stopped = [r for r in self._stopped if r.verdict is None]
 
     def fail(self, number: int) -> None:
         """Tell that infrastructure failed a run for good; a study never holds that against the settings."""

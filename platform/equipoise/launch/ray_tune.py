@@ -123,6 +123,7 @@ def search_points(folder: StudyFolder, study: Study, store: Path, share: Share) 
         ),
     )
     tuner.fit()
+    ledger.settle()
     return ledger
 
 

@@ -101,13 +101,28 @@ def test_a_run_stopped_for_its_dice_is_pruned_with_what_it_reported_and_its_reco
     last = points[-1]
     assert last is not None
     ledger.close(run(folder, last, 0.3, None, 100), last.name)
+    ledger.settle()
     trial = trials(folder)[last.number]
     assert trial.state is TrialState.PRUNED
     assert trial.intermediate_values == {100: pytest.approx(0.3)}
-    assert trial.user_attrs["stability"] is None
+    assert trial.user_attrs["verdict"] == "censored"
     closed = Record(folder.runs / last.name).verdict
     assert closed is not None
     assert (closed.kind, closed.step) == ("censored", 100)
+
+
+def test_a_stopped_run_is_closed_only_when_its_worker_has_let_go_of_it(folder: StudyFolder) -> None:
+    ledger = Ledger(folder, STUDY)
+    point = ledger.ask()
+    assert point is not None
+    ledger.hear(point.number, 100, 0.5, 1.0)
+    record = Record(folder.runs / point.name)
+    with record.locked():
+        ledger.close(run(folder, point, 0.5, None, 100), point.name)
+        ledger.settle(patience=0)
+        assert record.verdict is None
+    Ledger(folder, STUDY).ask()  # a resumed study settles what the killed one could not
+    assert record.verdict is not None
 
 
 def test_stability_counts_when_runs_are_compared(folder: StudyFolder) -> None:
