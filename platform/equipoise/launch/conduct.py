@@ -109,7 +109,7 @@ def conduct(declare: Declare, options: Options) -> StudyFolder:
             ledger = search_points(folder, study, store, share)
             if ledger.unfinished:
                 console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
-                return folder
+                raise SystemExit(130)
             _confirm(folder, ledger, store, share, options.confirm_workers)
     write_report(folder)
     _say(console, folder, ledger, time.monotonic() - began)
@@ -198,4 +198,5 @@ def _say(console: Console, folder: StudyFolder, ledger: Ledger, seconds: float) 
     )
     console.print(f"best point: {ledger.best()}")
     console.print(f"report: {folder.report}", soft_wrap=True)
-    console.print(f"dashboard: equipoise dashboard {shlex.quote(str(folder.folder))}", soft_wrap=True)
+    command = Path(sys.executable).with_name("equipoise")  # on the PATH or not
+    console.print(f"dashboard: {command} dashboard {shlex.quote(str(folder.folder))}", soft_wrap=True)

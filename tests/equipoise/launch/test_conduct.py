@@ -66,6 +66,7 @@ def test_a_study_ends_with_every_point_told_and_every_run_recorded(undisturbed: 
     assert folder.report.is_file()
     assert str(folder.report) in said
     assert f"equipoise dashboard {folder.folder}" in said
+    assert Path(said.split("dashboard: ")[1].split()[0]).is_file()
 
 
 def test_the_best_point_is_confirmed_by_two_workers_with_another_seed(undisturbed: tuple[StudyFolder, str]) -> None:
