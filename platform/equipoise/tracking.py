@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from equipoise.monitor import Verdict
 from equipoise.record import Record, Row
+from equipoise.wandb_file import history, summary
 
 if TYPE_CHECKING:
     import wandb
@@ -123,11 +125,14 @@ class WandbTracker:
         self._project = project
         self._runs: dict[str, wandb.Run] = {}
         self._last: dict[str, int] = {}
+        self._logged = logged(folder)
 
     def rows(self, record: Record, rows: Sequence[Row]) -> None:
         """Log blocks, each with the panels drawn at it. Rows that an earlier process logged are not repeated."""
         import wandb
 
+        if self._before(record).ended:
+            return
         run = self._run(record)
         for row in rows:
             step = int(row["step"])
@@ -142,6 +147,8 @@ class WandbTracker:
 
     def ended(self, record: Record, verdict: Verdict) -> None:
         """Summarise, alert on a divergence, and finish."""
+        if self._before(record).ended:
+            return
         run = self._run(record)
         run.summary.update(
             {
@@ -164,6 +171,13 @@ class WandbTracker:
             run.finish(exit_code=1)
         self._runs.clear()
 
+    def _before(self, record: Record) -> Logged:
+        """What an earlier process, since killed or interrupted, logged of a run."""
+        return self._logged.get(self._id(record), Logged())
+
+    def _id(self, record: Record) -> str:
+        return f"{self._prefix}-{record.name}"
+
     def _run(self, record: Record) -> wandb.Run:
         if record.name not in self._runs:
             self._runs[record.name] = self._start(record)
@@ -174,10 +188,10 @@ class WandbTracker:
 
         self._folder.mkdir(parents=True, exist_ok=True)
         config = record.config
-        run_id = f"{self._prefix}-{record.name}"
         # Nothing that names the user, the machine or its folders is collected; records are flushed as they come.
         settings = wandb.Settings(
             silent=True,
+            host="",
             console="off",
             x_disable_stats=True,
             x_disable_meta=True,
@@ -190,7 +204,7 @@ class WandbTracker:
         run = wandb.init(
             project=self._project,
             group=self._group,
-            id=run_id,
+            id=self._id(record),
             name=record.name,
             mode=self._mode,
             job_type="confirmation" if record.name.startswith("confirm") else "point",
@@ -203,18 +217,27 @@ class WandbTracker:
         )
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        before = last_steps(self._folder).get(run_id, 0)
-        self._last[record.name] = max(before, run.starting_step - 1 if run.resumed else 0)
+        online = run.starting_step - 1 if run.resumed else 0
+        self._last[record.name] = max(self._before(record).step, online)
         return run
 
 
-def last_steps(folder: Path) -> dict[str, int]:
-    """The last step that offline W&B files under `folder` hold, by run id."""
-    from equipoise.wandb_file import history
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What W&B's offline files hold of a run."""
 
-    steps: dict[str, int] = {}
+    step: int = 0
+    """The last step."""
+    ended: bool = False
+    """Whether its verdict is there."""
+
+
+def logged(folder: Path) -> dict[str, Logged]:
+    """What offline files under `folder` hold, by run id; a run that was resumed has several."""
+    found: dict[str, Logged] = {}
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         run_id = path.stem.removeprefix("run-")
-        logged = [int(row["step"]) for row in history(path) if "step" in row]
-        steps[run_id] = max([steps.get(run_id, 0), *logged])
-    return steps
+        before = found.get(run_id, Logged())
+        steps = [int(row["step"]) for row in history(path) if "step" in row]
+        found[run_id] = Logged(max([before.step, *steps]), before.ended or "verdict" in summary(path))
+    return found
