@@ -89,4 +89,4 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    return sorted(folder.glob("step-*"), key=lambda path: (len(path.name), path.name))  # a million has seven digits

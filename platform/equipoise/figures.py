@@ -1,14 +1,13 @@
-"""What a study's records show, as Plotly figures.
+"""What a study's runs are told by: their looks, and the Plotly figures that compare whole runs.
 
 Knows runs, their verdicts and how a person compares them; knows nothing of pages, of Optuna or of where figures go.
-A value that is not finite is never drawn as a number: the curve has a gap there, a cross at the upper edge says where
-it begins, and a sentence says so below the figure.
+A value that is not finite is never drawn as a number: a sentence below the figure says that it is missing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,22 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from equipoise.config import RunConfig
-from equipoise.monitor import Verdict, counted, watched
-from equipoise.record import Record, Row
+from equipoise.monitor import Verdict
+from equipoise.record import CONFIRM, Record, Row
 from equipoise.study import Study
 
-LOSSES = {
-    "loss/cycle_t": "cycle, target",
-    "loss/segmentation": "segmentation",
-    "loss/generator": "generator, total",
-    "critic/gap_t": "margin of D_t, hinge",
-}
-"""Curves on a logarithmic axis, with the words above them. Each run shows those that can explode in it."""
-CRITICS = {"auc/t": "D_t", "auc/s": "D_s", "auc/p": "D_p1", "auc/p_low": "D_p2"}
-"""The critics that can win, by the names of the paper."""
 INK, SOFT, LINE, GRID = "#1b2430", "#667080", "#b9c0c9", "#e7eaee"
-POINTS = 120_000
-"""Values that a figure of curves draws at most; with more, only every k-th block is drawn."""
 
 
 class Look(NamedTuple):
@@ -77,7 +65,7 @@ class Run:
     @property
     def confirms(self) -> bool:
         """Whether this is no point of the search but the repetition of the best one."""
-        return self.name.startswith("confirm")
+        return self.name.startswith(CONFIRM)
 
     @property
     def steps(self) -> int:
@@ -120,7 +108,7 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
     figure, notes = go.Figure(), []
     quality = f"quality/{study.objective}"
     figure.add_vrect(study.feasible, 1.03, fillcolor=LOOKS["stable"].colour, opacity=0.07, line_width=0, layer="below")
-    for kind, group in _by_kind(runs):
+    for kind, group in by_kind(runs):
         shown = []
         for run in group:
             dice = run.last(quality)
@@ -133,11 +121,12 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
             x=[x for _, x, _ in shown],
             y=[dice for _, _, dice in shown],
             mode="markers+text",
-            name=f"{_words(kind)} ({len(group)})",
+            name=f"{words(kind)} ({len(group)})",
             marker=_marker(kind, 11),
+            cliponaxis=False,
             text=[_role(run, best) for run, _, _ in shown],
             textposition="middle left",
-            hovertext=[f"{about(run)}<br>{_words(run.kind)}" for run, _, _ in shown],
+            hovertext=[f"{about(run)}<br>{words(run.kind)}" for run, _, _ in shown],
             hovertemplate="%{hovertext}<br>Dice %{y:.3f}, S %{x:.3f}<extra></extra>",
         )
     figure.add_annotation(
@@ -146,25 +135,7 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
     )  # fmt: skip
     figure.update_xaxes(title="stability S (hollow: so far)", range=[-0.03, 1.03])
     figure.update_yaxes(title=study.objective.replace("_", " "), rangemode="tozero")
-    return Figure(_styled(figure, 420), notes)
-
-
-def losses(runs: Sequence[Run], best: Run | None) -> Figure:
-    """Curves of the losses that can explode, on a logarithmic axis, with each divergence's onset.
-
-    A hinge game's generator loss may be negative: as for the monitor, its critic's margin stands in for it.
-    """
-    shown = {signal: title for signal, title in LOSSES.items() if any(signal in watched(run.config) for run in runs)}
-    return _curves(runs, best, shown, log=True)
-
-
-def critics(runs: Sequence[Run], best: Run | None) -> Figure:
-    """How well each critic tells real from fake: 0.5 is a guess, the dotted line is where a critic wins."""
-    made = _curves(runs, best, CRITICS, log=False)
-    for limit in sorted({run.config.monitor.win_auc for run in runs}):
-        made.figure.add_hline(limit, line={"dash": "dot", "color": SOFT, "width": 1})
-    made.figure.update_yaxes(range=[0.3, 1.03])
-    return made
+    return Figure(styled(figure, 420), notes)
 
 
 def survival(points: Sequence[Run]) -> Figure | None:
@@ -196,7 +167,7 @@ def survival(points: Sequence[Run]) -> Figure | None:
         )  # fmt: skip
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title="share not diverged", range=[-0.03, 1.05])
-    return Figure(_styled(figure, 360), [])
+    return Figure(styled(figure, 360), [])
 
 
 def kaplan_meier(times: Iterable[int], events: Iterable[bool]) -> list[tuple[int, float]]:
@@ -218,140 +189,8 @@ def about(run: Run) -> str:
     return f"<b>{run.name}</b><br>{run.config.loss.adversarial}, lr {run.config.optim.lr:.2g}, {run.steps} steps"
 
 
-def _curves(runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *, log: bool) -> Figure:
-    """Panels side by side, a line a run; over each an axis from 0 to 1, for marks that have no value."""
-    from plotly.subplots import make_subplots
-
-    count = len(panels)
-    figure = make_subplots(rows=1, cols=count, subplot_titles=list(panels.values()), horizontal_spacing=0.05)
-    every = 1 + sum(len(run.rows) for run in runs) * count // POINTS
-    notes = [f"Every {every}th block is drawn; onsets and crosses are exact."] if every > 1 else []
-    for name, group, look in _lines(runs, best):
-        line = {"color": look.colour, "width": look.width, "dash": look.dash}
-        figure.add_scatter(
-            x=[None], y=[None], mode="lines", name=name, legendgroup=name, legendrank=look.rank, line=line
-        )
-        for run in group:
-            for i, signal in enumerate(panels, start=1):
-                if not _judged(run, signal):
-                    continue
-                steps, values = run.curve(signal)
-                shown = np.where(np.isfinite(values) & (values > 0 if log else True), values, np.nan)
-                notes += _gaps(run, signal, steps, values, log)
-                figure.add_scatter(
-                    x=steps[::every].astype(np.int32),
-                    y=shown[::every].astype(np.float32),
-                    mode="lines",
-                    name=run.name,
-                    legendgroup=name,
-                    showlegend=False,
-                    xaxis=f"x{i}",
-                    yaxis=f"y{i}",
-                    line=line,
-                    hovertemplate=f"{about(run)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
-                )
-                _mark(figure, run, signal, (name, i, i + count), steps, shown, values)
-    figure.update_xaxes(title="step", rangemode="tozero")
-    for i in range(1, count + 1):
-        over = {"overlaying": f"y{i}", "anchor": f"x{i}", "range": [0, 1], "visible": False, "fixedrange": True}
-        figure.update_layout({f"yaxis{count + i}": over})
-        if log:
-            figure.update_layout({f"yaxis{i}": {"type": "log", "dtick": "D2", "tickformat": "~g"}})
-    return Figure(_styled(figure, 400, legend=1.1), notes)
-
-
-class _Line(NamedTuple):
-    colour: str
-    width: float
-    dash: str
-    rank: int
-
-
-def _lines(runs: Sequence[Run], best: Run | None) -> list[tuple[str, list[Run], _Line]]:
-    """Groups of curves by verdict, what matters most last and so on top: the best point and its confirmation."""
-    repeated = [run for run in runs if run.confirms]
-    ranks = {kind: i for i, kind in enumerate(LOOKS)}
-    others = [run for run in runs if run is not best and not run.confirms]
-    groups = [
-        (f"{_words(kind)} ({len(group)})", group, _Line(LOOKS[kind].colour, 1.1, "solid", ranks[kind]))
-        for kind, group in _by_kind(others)
-    ]
-    order = ("censored", "unfinished", "stable", "d_wins", "diverged")
-    groups.sort(key=lambda group: order.index(group[1][0].kind))
-    if best is not None:
-        groups.append((f"best point ({_words(best.kind)})", [best], _Line(INK, 2.2, "solid", len(LOOKS))))
-    if repeated:
-        groups.append((f"confirmation ({_words(repeated[0].kind)})", repeated, _Line(INK, 1.8, "dot", len(LOOKS) + 1)))
-    return groups
-
-
-def _judged(run: Run, signal: str) -> bool:
-    """Whether a verdict on the run can rest on a signal."""
-    return signal in watched(run.config) or signal.removeprefix("auc/") in counted(run.config)
-
-
-def _mark(
-    figure: Any,
-    run: Run,
-    signal: str,
-    place: tuple[str, int, int],
-    steps: np.ndarray,
-    shown: np.ndarray,
-    values: np.ndarray,
-) -> None:
-    """Mark where trouble begins: on the curve where it has a value, else at the panel's upper edge.
-
-    `place`: the group in the legend, the panel, and the axis from 0 to 1 that lies over it.
-    """
-    group, panel, over = place
-    colour = LOOKS[run.kind].colour
-    cross = {"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": colour}}
-    diamond = {"symbol": "diamond", "size": 10, "color": colour, "line": {"width": 1.2, "color": "white"}}
-    marks: list[tuple[float, float, dict[str, Any], str]] = []
-    bad = ~np.isfinite(values)
-    marks += [(step, math.nan, cross, "not finite from here on") for step in steps[bad & ~np.r_[False, bad[:-1]]]]
-    for onset in _onsets(run, signal):
-        at = int(np.searchsorted(steps, onset))
-        marks.append((onset, float(shown[at]) if at < len(shown) else math.nan, diamond, "onset"))
-    for step, value, marker, word in marks:
-        edge = math.isnan(value)
-        figure.add_scatter(
-            x=[step],
-            y=[0.975 if edge else value],
-            mode="markers",
-            name=run.name,
-            legendgroup=group,
-            showlegend=False,
-            xaxis=f"x{panel}",
-            yaxis=f"y{over if edge else panel}",
-            marker=marker,
-            hovertemplate=f"{about(run)}<br>{signal}: {word}, step %{{x}}<extra></extra>",
-        )
-
-
-def _onsets(run: Run, signal: str) -> list[int]:
-    """A critic's panel shows its own win, every other one the onset of the divergence."""
-    if run.verdict is None:
-        return []
-    if signal.startswith("auc/"):
-        return [finding.onset for finding in run.verdict.findings if finding.signal == signal]
-    return [run.verdict.onset] if run.verdict.onset is not None else []
-
-
-def _gaps(run: Run, signal: str, steps: np.ndarray, values: np.ndarray, log: bool) -> list[str]:
-    """Sentences on what a curve cannot show."""
-    bad = ~np.isfinite(values)
-    notes = []
-    if bad.any():
-        notes.append(
-            f"{run.name}: {signal} is not finite in {bad.sum()} of {len(bad)} blocks, from step {steps[bad][0]:.0f}."
-        )
-    if log and (low := np.count_nonzero(np.isfinite(values) & (values <= 0))):
-        notes.append(f"{run.name}: {signal} is zero or negative in {low} of {len(bad)} blocks: no logarithm.")
-    return notes
-
-
-def _by_kind(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+def by_kind(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Runs by verdict, in the order in which verdicts are told."""
     groups = [(kind, [run for run in runs if run.kind == kind]) for kind in LOOKS]
     return [(kind, group) for kind, group in groups if group]
 
@@ -364,7 +203,8 @@ def _role(run: Run, best: Run | None) -> str:
     return "best point " if run is best else "confirmation " if run.confirms else ""
 
 
-def _words(kind: str) -> str:
+def words(kind: str) -> str:
+    """A verdict's kind in plain words."""
     return kind.replace("_", " ")
 
 
@@ -373,13 +213,13 @@ def _marker(kind: str, size: int) -> dict[str, Any]:
     return {"color": colour, "symbol": symbol, "size": size, "line": {"width": 1.6, "color": colour}, "opacity": 0.9}
 
 
-def _styled(figure: Any, height: int, legend: float = 1.02) -> Any:
+def styled(figure: Any, height: int, legend: float = 1.02) -> Any:
     """Dark on light, one type, quiet grid."""
     type_ = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
     figure.update_layout(
         template="none",
         height=height,
-        margin={"l": 60, "r": 16, "t": 72, "b": 52},
+        margin={"l": 60, "r": 16, "t": 72 if legend > 1.05 else 40, "b": 52},
         font={"family": type_, "size": 13, "color": INK},
         legend={"orientation": "h", "x": 0, "y": legend, "yanchor": "bottom"},
         hoverlabel={"bgcolor": "white", "font": {"color": INK}},

@@ -110,7 +110,7 @@ section { margin-top: 44px; border-top: 1px solid var(--line); padding-top: 20px
   font-size: 13px; font-weight: 600; }
 .wide { overflow-x: auto; margin: 0 0 14px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: 5px 8px; text-align: right; white-space: nowrap; vertical-align: baseline; }
+th, td { padding: 5px 7px; text-align: right; white-space: nowrap; vertical-align: baseline; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; font-weight: 600; line-height: 1.3; }
 button { all: unset; cursor: pointer; }

@@ -38,6 +38,8 @@ from equipoise.train import Progress, fit
 from slicestore.errors import InputError
 
 Row = dict[str, float]
+CONFIRM = "confirm"
+"""How the name of a run that repeats a study's best point begins."""
 _PACKAGES = ("equipoise", "torch", "numpy", "ray", "optuna", "wandb", "zarr")
 
 
@@ -51,6 +53,11 @@ class Record:
     def name(self) -> str:
         """The run's name."""
         return self.folder.name
+
+    @property
+    def confirms(self) -> bool:
+        """Whether this run repeats a study's best point."""
+        return self.name.startswith(CONFIRM)
 
     @property
     def config(self) -> RunConfig:
@@ -227,9 +234,15 @@ def _git(*words: str) -> str:
     """What git says of the source tree; nothing where there is no git or no repository."""
     try:
         done = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20, check=False
+            ["git", *words],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # a diff may hold files in other encodings
+            timeout=20,
+            check=False,
         )
-    except OSError:
+    except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout if done.returncode == 0 else ""
 

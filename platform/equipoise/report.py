@@ -19,9 +19,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from equipoise import figures, search
+from equipoise import curves, figures, search
 from equipoise.config import Leaf
-from equipoise.figures import LOOKS, Figure, Run
+from equipoise.figures import LOOKS, Figure, Run, words
 from equipoise.page import NOTHING, duration, folded, key, number, page, section, table
 from equipoise.record import Record
 from equipoise.search import Choice, Range
@@ -79,16 +79,14 @@ def best_point(runs: Iterable[Run], study: Study) -> Run | None:
 def _score(run: Run, study: Study) -> tuple[bool, float]:
     assert run.verdict is not None
     dice = run.rows[-1].get(f"quality/{study.objective}", math.nan) if run.rows else math.nan
-    value = search.value(run.verdict, dice)
-    feasible = search.violation(run.verdict, study.feasible) <= 0
-    return feasible, value if feasible else value * (run.stability or 0.0)
+    return search.rank(run.verdict, dice, study.feasible)
 
 
 def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
     points = [run for run in runs if not run.confirms]
     counts = Counter(run.kind for run in points)
     told = [f"{len(points) - counts['unfinished']} of {max(study.points, len(points))} points have ended"]
-    told[0] += f": {', '.join(f'{counts[k]} {_words(k)}' for k in LOOKS if counts[k])}." if points else "."
+    told[0] += f": {', '.join(f'{counts[k]} {words(k)}' for k in LOOKS if counts[k])}." if points else "."
     if best is not None:
         told.append(
             f"Best point: <b>{escape(best.name)}</b>, Dice {_dice(best, study)}, S {number(best.stability)}"
@@ -98,11 +96,11 @@ def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
         if run.confirms:
             told.append(
                 f"Repeated with seed {run.config.seed} over {run.config.workers} workers, it "
-                + (f"ended {_words(run.kind)}" if run.verdict else "has not ended")
+                + (f"ended {words(run.kind)}" if run.verdict else "has not ended")
                 + f": Dice {_dice(run, study)}, S {number(run.stability)}."
             )
     bar = "".join(
-        f'<span class="{k}" style="flex-grow:{counts[k]}">{counts[k]} {_words(k)}</span>' for k in LOOKS if counts[k]
+        f'<span class="{k}" style="flex-grow:{counts[k]}">{counts[k]} {words(k)}</span>' for k in LOOKS if counts[k]
     )
     return f"""<header>
 <p class="kind-of-page">Equipoise study <b>{escape(study.name)}</b></p>
@@ -124,8 +122,8 @@ def _table(study: Study, runs: Sequence[Run], best: Run | None) -> str:
     lines = "".join(_line(study, run, qualities, "best point" if run is best else "") for run in runs)
     return section(
         "Runs",
-        f"{study.run.steps:,} steps planned. S in brackets is only S so far. A heading sorts; a run's name shows that run "
-        "alone in the curves below.",
+        f"{study.run.steps:,} steps are planned. S in brackets is S so far. A heading sorts; a run's name shows that "
+        "run alone in the curves below.",
         f'<div class="wide"><table class="runs"><thead><tr>{head}</tr></thead>{lines}</table></div>{_VERDICTS}',
     )
 
@@ -142,7 +140,7 @@ def _line(study: Study, run: Run, qualities: Sequence[str], role: str) -> str:
     cells: list[tuple[str, object]] = [
         (f'<button class="run">{escape(run.name)}</button><small>{role}</small>', run.name),
         (
-            f'<span class="verdict {run.kind}" title="{escape(sentence)}">{_words(run.kind)}</span>',
+            f'<span class="verdict {run.kind}" title="{escape(sentence)}">{words(run.kind)}</span>',
             list(LOOKS).index(run.kind),
         ),
         *((number(run.last(signal)), run.last(signal)) for signal in qualities),
@@ -173,15 +171,15 @@ def _figures(study: Study, runs: Sequence[Run], best: Run | None) -> str:
         (
             "Losses",
             "Block means on a logarithmic axis. A diamond is a divergence's onset; a cross at the upper edge is the "
-            "first value that is not finite. Of a hinge game, whose generator loss may be negative, the critic's margin "
-            "1 + E D(real) - E D(fake) stands in for it.",
-            figures.losses(runs, best),
+            "first value that is not finite. In a hinge game the critic's margin 1 + E D(real) - E D(fake) stands in "
+            "for the generator's loss, which may be negative.",
+            curves.losses(runs, best),
         ),
         (
             "Critics",
             "Share of pairs of patches, one real and one fake, that each critic orders rightly (AUC): 0.5 is a guess; "
             "above the dotted line it wins. A diamond is where a lasting win began.",
-            figures.critics(runs, best),
+            curves.critics(runs, best),
         ),
         (
             "Survival",
@@ -213,7 +211,7 @@ def _cost(records: Sequence[Record], runs: Sequence[Run]) -> str:
         if group:
             of = Account.of(group)
             counts = (f"{n:,}" for n in (len(group), of.steps, of.steps_saved))
-            lines.append((_words(kind), (*counts, duration(of.seconds), duration(of.seconds_saved))))
+            lines.append((words(kind), (*counts, duration(of.seconds), duration(of.seconds_saved))))
     return section(
         "Cost",
         "Device time is the wall time of training steps times workers. Saved is what stopping early spared, at each "
@@ -309,7 +307,3 @@ def _head(path: str) -> str:
     group, dot, name = path.rpartition(".")
     words = escape(name).replace("_", "_<wbr>")
     return f"<small>{escape(group)}</small>{words}" if dot else words.replace("_<wbr>", " ")
-
-
-def _words(kind: str) -> str:
-    return kind.replace("_", " ")

@@ -71,7 +71,7 @@ def check(space: Space, run: RunConfig) -> None:
 
     Raises:
         KeyError: a path names no setting.
-        ValueError: an end of a range breaks the setting's own rule, or the range is empty.
+        ValueError: an end of a range breaks the setting's own rule, or the range or choice is empty.
     """
     for path, dimension in space.items():
         if isinstance(dimension, Range):
@@ -81,6 +81,8 @@ def check(space: Space, run: RunConfig) -> None:
                 )
             run.at(path, dimension.low).at(path, dimension.high)
         else:
+            if not dimension.options:
+                raise ValueError(f"{path}: a choice needs at least one option")
             for option in dimension.options:
                 run.at(path, option)
 
@@ -113,6 +115,13 @@ def coordinates(run: RunConfig, space: Space) -> Point:
 def value(verdict: Verdict, quality: float) -> float:
     """What a search maximises: the last Dice of a run that lived, `FLOOR` of one that diverged. Always finite."""
     return FLOOR if verdict.kind == "diverged" or not quality >= 0 else quality
+
+
+def rank(verdict: Verdict, quality: float, feasible: float) -> tuple[bool, float]:
+    """By which points are compared in the end: feasible ones by their Dice, before all others by Dice x S."""
+    met = violation(verdict, feasible) <= 0
+    scored = value(verdict, quality)
+    return met, scored if met else scored * (verdict.stability or 0.0)
 
 
 def violation(verdict: Verdict, feasible: float) -> float:

@@ -105,9 +105,7 @@ class StudyFolder:
             )
         made.runs.mkdir(parents=True, exist_ok=True)
         about = {"id": secrets.token_hex(4), "command": command, "options": dict(options), "study": study.to_dict()}
-        partial = made._file.with_suffix(".partial")
-        partial.write_text(json.dumps(about, indent=2))
-        os.replace(partial, made._file)
+        made._write(about)
         return made
 
     @classmethod
@@ -119,7 +117,7 @@ class StudyFolder:
         """
         found = cls(folder)
         try:
-            found._about()
+            _ = found.study
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 folder,
@@ -150,13 +148,13 @@ class StudyFolder:
         return Study.from_dict(self._about()["study"])
 
     def agree(self, study: Study) -> None:
-        """Hold a resumed study to its declaration.
+        """Hold a resumed study to its declaration, and note the points that are asked for in addition.
 
         Raises:
             InputError: it differs; the message says where.
         """
         old, new = json.loads(json.dumps(self.study.to_dict())), json.loads(json.dumps(study.to_dict()))
-        changed = [key for key in new if new[key] != old.get(key) and key != "points"]
+        changed = [key for key in new if new[key] != old.get(key) and not (key == "points" and new[key] > old[key])]
         if changed:
             raise InputError(
                 self.folder,
@@ -164,6 +162,9 @@ class StudyFolder:
                 rule="a resumed study keeps its declaration; only its number of points may grow",
                 remedy="resume with the command in study.json, or start a new study",
             )
+        about = self._about()
+        about["study"]["points"] = about["options"]["points"] = study.points
+        self._write(about)
 
     def records(self) -> list[Record]:
         """The runs so far, in order of their names."""
@@ -176,6 +177,11 @@ class StudyFolder:
     @property
     def _file(self) -> Path:
         return self.folder / "study.json"
+
+    def _write(self, about: Mapping[str, Any]) -> None:
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(about, indent=2))
+        os.replace(partial, self._file)
 
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(self._file.read_text())

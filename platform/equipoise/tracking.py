@@ -207,7 +207,7 @@ class WandbTracker:
             id=self._id(record),
             name=record.name,
             mode=self._mode,
-            job_type="confirmation" if record.name.startswith("confirm") else "point",
+            job_type="confirmation" if record.confirms else "point",
             dir=str(self._folder),
             config=config.flat(),
             tags=[config.loss.adversarial],

@@ -6,6 +6,7 @@ printing: whoever iterates writes, reports, prints; whoever stops iterating prun
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ class Run:
         """Everything that `load` needs, for this rank."""
         shared = {
             "step": self.done,
-            "net": self.net.state_dict(),
-            "players": self.players.state_dict(),
+            "net": copy.deepcopy(self.net.state_dict()),  # torch hands out the live tensors
+            "players": copy.deepcopy(self.players.state_dict()),
             "monitor": self.monitor.state_dict(),
         }
         own = {"pools": [pool.state_dict() for pool in self.pools], "rng": torch.get_rng_state()}
@@ -85,7 +86,7 @@ class Run:
         shared, own = state
         self.done = shared["step"]
         self.net.load_state_dict(shared["net"])
-        self.players.load_state_dict(shared["players"])
+        self.players.load_state_dict(copy.deepcopy(shared["players"]))  # torch would train on the given tensors
         self.monitor.load_state_dict(shared["monitor"])
         for pool, pooled in zip(self.pools, own["pools"], strict=True):
             pool.load_state_dict(pooled)

@@ -58,9 +58,7 @@ def store_of_three(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def tiny() -> RunConfig:
     """Eight steps of a sixteenth of SIFA's width; a pool of 2, so that it swaps within the run."""
-    return RunConfig(
-        steps=8, batch=2, pool=2, evaluations=2, net=NetConfig(width=0.0625), optim=OptimConfig(lr=1e-3)
-    )
+    return RunConfig(steps=8, batch=2, pool=2, evaluations=2, net=NetConfig(width=0.0625), optim=OptimConfig(lr=1e-3))
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,9 @@ def which(images: Tensor, among: Slices) -> list[int]:
 
 def seen(cohort: Cohort, config: RunConfig, steps: range, domain: str = "source") -> list[int]:
     return [
-        i for n in steps for i in which(getattr(cohort.batch(config, n), domain), cohort.train[domain])  # type: ignore[index]
+        i
+        for n in steps
+        for i in which(getattr(cohort.batch(config, n), domain), cohort.train[domain])  # type: ignore[index]
     ]
 
 
@@ -207,7 +209,7 @@ class TestProbe:
         label[5, :2], label[2, 0] = 1, 1  # 8 and 4 pixels
         slices = Slices(torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 4, 4), label, ("s",) * 8)
         cohort = object.__new__(Cohort)
-        cohort.val, cohort.train = {"source": slices}, {}  # type: ignore[dict-item]
+        cohort.val, cohort.train = {"source": slices}, {}
         assert {2.0, 5.0} <= set(cohort.probe("source", 4).image[:, 0, 0, 0].tolist())
 
     def test_without_validation_subjects_it_takes_training_slices(

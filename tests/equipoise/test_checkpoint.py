@@ -47,7 +47,6 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert latest(tmp_path) == tmp_path / "step-020000"
 
 
-@pytest.mark.xfail(strict=True, reason="folders are ordered as text, and a million has a digit more than 999 999")
 def test_the_newest_is_the_one_of_the_highest_step_beyond_a_million_too(tmp_path: Path) -> None:
     write(tmp_path, 900_000, 950_000, 1_000_000)
     assert latest(tmp_path) == tmp_path / "step-1000000"
@@ -78,9 +77,9 @@ def test_a_damaged_file_is_refused_and_the_one_before_named_as_the_way_out(
 ) -> None:
     write(tmp_path, 2, 4)
     path = tmp_path / "step-000004" / file
-    data = bytearray(path.read_bytes())
+    data = path.read_bytes()
     if damage == "flipped":
-        data[:64] = bytes(64)
+        data = bytes(64) + data[64:]
     path.write_bytes({"cut": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
     with pytest.raises(InputError) as error:
         load(tmp_path / "step-000004", 0, CPU)

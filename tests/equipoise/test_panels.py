@@ -17,12 +17,16 @@ LABEL = 64  # width of the column with the rows' names
 
 
 def panels(count: int = 2, size: int = 32, *, labelled: bool = True) -> Panels:
-    images = {n: np.full((count, size, size), 0.0, np.float32) for n in ("x_s", "x_st", "x_sts", "x_t", "x_ts", "x_tst")}
+    images = {
+        n: np.full((count, size, size), 0.0, np.float32) for n in ("x_s", "x_st", "x_sts", "x_t", "x_ts", "x_tst")
+    }
     masks = {n: np.zeros((count, size, size), np.uint8) for n in ("y_s", "mask_st", "mask_t")[not labelled :]}
     return Panels(images, masks)
 
 
-def pixel(picture: Image.Image, row: int, column: int, y: int, x: int, *, size: int = 32, scale: int = 4) -> tuple[int, ...]:
+def pixel(
+    picture: Image.Image, row: int, column: int, y: int, x: int, *, size: int = 32, scale: int = 4
+) -> tuple[int, ...]:
     """The colour of a slice's pixel `(y, x)` in a row and column of the picture, at its centre."""
     at = (LABEL + (column * size + x) * scale + scale // 2, (row * size + y) * scale + scale // 2)
     colour = picture.getpixel(at)

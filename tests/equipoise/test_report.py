@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise import figures
+from equipoise import curves
 from equipoise.config import PUBLISHED, RunConfig
-from equipoise.figures import Run, critics, dice_against_stability, kaplan_meier, losses, survival
+from equipoise.curves import critics, losses
+from equipoise.figures import Run, dice_against_stability, kaplan_meier, survival
 from equipoise.monitor import Finding, Verdict
 from equipoise.panels import Panels
 from equipoise.record import Record
@@ -242,10 +243,10 @@ def test_of_a_hinge_game_the_margin_is_drawn_and_not_the_generator(folder: Study
 def test_with_very_many_blocks_only_every_kth_is_drawn_and_the_report_stays_small(
     folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "POINTS", 300)
+    monkeypatch.setattr(curves, "POINTS", 300)
     drawn = losses(runs(folder), None)
     line = next(t for t in drawn.figure.data if t.name == "000-aaaa" and t.mode == "lines")
-    assert drawn.notes[0] == "Every 3th block is drawn; onsets and crosses are exact."
+    assert drawn.notes[0] == "One block in 3 is drawn; onsets and crosses are exact."
     assert list(line.x[:3]) == [10, 40, 70]
 
 

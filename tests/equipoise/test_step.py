@@ -92,7 +92,7 @@ def assert_same(got: Iterable[Tensor], want: Iterable[Tensor]) -> None:
         torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-12 * largest)
 
 
-# --- the losses of the guide's table, each from a forward pass of its own ----------------------------------------------
+# --- the losses of the guide's table, each from a forward pass of its own ---------------------------------------------
 
 
 def fool(logits: Tensor) -> Tensor:
@@ -104,21 +104,25 @@ def tell(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def x_st(net: Sifa, b: Batch) -> Tensor:
-    return net.generator(b.source)
+    made: Tensor = net.generator(b.source)
+    return made
 
 
 def x_ts(net: Sifa, b: Batch) -> Tensor:
-    return net.decoder(net.encoder(b.target).high, b.target)
+    made: Tensor = net.decoder(net.encoder(b.target).high, b.target)
+    return made
 
 
 def x_sts(net: Sifa, b: Batch) -> Tensor:
     st = x_st(net, b)
-    return net.decoder(net.encoder(st).high, st)
+    made: Tensor = net.decoder(net.encoder(st).high, st)
+    return made
 
 
 def cycles(net: Sifa, b: Batch) -> Tensor:
     x_tst = net.generator(x_ts(net, b))
-    return 7.0 * ((b.source - x_sts(net, b)).abs().mean() + (b.target - x_tst).abs().mean())
+    loss: Tensor = 7.0 * ((b.source - x_sts(net, b)).abs().mean() + (b.target - x_tst).abs().mean())
+    return loss
 
 
 def overlap(logits: Tensor, label: Tensor) -> Tensor:
@@ -321,17 +325,32 @@ class TestSignals:
         assert signals["auc/t"].item() == pytest.approx((real[:, None] > fake[None]).double().mean().item(), abs=1e-6)
         assert signals["critic/gap_t"].item() == pytest.approx(1 + max(0, (real.mean() - fake.mean()).item()), rel=1e-5)
 
-    def test_saturation_is_the_share_of_dead_pixels_beyond_that_of_the_real_images(self) -> None:
+    def test_a_critic_that_has_it_the_wrong_way_round_has_no_margin_rather_than_a_negative_one(self) -> None:
         net, batch = make_net(), make_batch()
-        dark = batch.target.clone()
-        dark[:, :, :8] = -1.0  # a quarter of the real target is at the end of the range
-        last = [module for module in net.generator.modules() if isinstance(module, nn.Conv2d)][-1]
-        assert last.bias is not None
-        last.bias.data += 50  # and G drives every pixel to the other
-        _, signals = do(net, run(), batch._replace(target=dark))
-        real = (dark.abs() > 0.99).double().mean().item()
-        assert 0.25 <= real < 0.3
-        assert signals["saturation/t"].item() == pytest.approx(1 - real)
+        _, signals = do(copy.deepcopy(net), run(), batch)
+        last = [module for module in net.critic_t.modules() if isinstance(module, nn.Conv2d)][-1]
+        last.weight.data *= -1
+        _, turned = do(net, run(), batch)
+        gaps = [s["critic/gap_t"].item() for s in (signals, turned)]
+        assert min(gaps) == 1 < max(gaps)
+        assert signals["auc/t"].item() == pytest.approx(1 - turned["auc/t"].item(), abs=1e-6)
+
+    def test_saturation_is_the_share_of_dead_pixels_in_round_trips_beyond_that_of_the_real_images(self) -> None:
+        net, batch = make_net(), make_batch()
+        dark = batch._replace(target=batch.target.clone())
+        dark.target[:, :, :8] = -1.0  # a quarter of the real target is at the end of the range
+        for part in (net.generator, net.decoder):  # and G and U drive some pixels to the other
+            last = [module for module in part.modules() if isinstance(module, nn.Conv2d)][-1]
+            last.register_forward_hook(lambda module, given, made: made + 2.0)
+        with torch.no_grad():
+            images = forward(copy.deepcopy(net), dark.source, dark.target)
+        _, signals = do(net, run(), dark)
+        share = {name: (x.abs() > 0.99).double().mean().item() for name, x in images._asdict().items()}
+        assert len({round(share[name], 3) for name in ("st", "ts", "sts", "tst")}) == 4
+        real_s, real_t = ((x.abs() > 0.99).double().mean().item() for x in (dark.source, dark.target))
+        assert 0.25 <= real_t < 0.3
+        assert signals["saturation/t"].item() == pytest.approx(share["tst"] - real_t, abs=1e-6)
+        assert signals["saturation/s"].item() == pytest.approx(share["sts"] - real_s, abs=1e-6)
 
     def test_gradient_norms_are_those_of_all_weights_of_a_player(self) -> None:
         net = make_net()
@@ -400,14 +419,16 @@ def test_every_game_trains_with_finite_signals(game: str, classes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("game", "generator"),
+    ("game", "generator", "critic"),
     [
-        ("lsgan", fool),
-        ("ns", lambda logits: F.softplus(-logits).mean()),
-        ("hinge", lambda logits: -logits.mean()),
+        ("lsgan", fool, tell),
+        ("ns", lambda y: F.softplus(-y).mean(), lambda x, y: F.softplus(-x).mean() + F.softplus(y).mean()),
+        ("hinge", lambda y: -y.mean(), lambda x, y: F.relu(1 - x).mean() + F.relu(1 + y).mean()),
     ],
 )
-def test_every_critic_plays_the_game_that_is_asked_for(game: str, generator: Callable[[Tensor], Tensor]) -> None:
+def test_both_sides_play_the_game_that_is_asked_for(
+    game: str, generator: Callable[[Tensor], Tensor], critic: Callable[[Tensor, Tensor], Tensor]
+) -> None:
     net, batch = make_net(), make_batch()
     before = copy.deepcopy(net)
     _, signals = do(net, run(LossConfig().at("adversarial", game)), batch)
@@ -419,6 +440,8 @@ def test_every_critic_plays_the_game_that_is_asked_for(game: str, generator: Cal
             "loss/adv_s": generator(before.critic_s(ts)[:, :1]),
             "loss/adv_aux": generator(before.critic_s(ts)[:, 1:]),
             "loss/adv_p": generator(before.critic_p(logits_t)),
+            "critic/loss_t": critic(before.critic_t(batch.target), before.critic_t(st)),
+            "critic/loss_s": critic(before.critic_s(batch.source)[:, :1], before.critic_s(ts)[:, :1]),
         }
     for name, value in want.items():
         torch.testing.assert_close(signals[name], value, rtol=1e-6, atol=1e-9, msg=name)

@@ -18,7 +18,7 @@ from equipoise.checkpoint import State
 from equipoise.config import RunConfig
 from equipoise.nets import Sifa
 from equipoise.ranks import Ranks
-from equipoise.step import Batch, Players, Pools, Signals
+from equipoise.step import Batch, Players, Pools, Signals, step
 from equipoise.train import Progress, fit, rate_factor
 
 CPU = torch.device("cpu")
@@ -86,9 +86,7 @@ class TestContinuation:
         for before, after in zip(first["pools"], own["pools"], strict=True):
             assert len(before["images"]) == 2, "the pool is full at the cut"
             assert not torch.equal(before["generator"], after["generator"])
-        assert any(
-            not torch.equal(a["images"], b["images"]) for a, b in zip(first["pools"], own["pools"], strict=True)
-        )
+        assert any(not torch.equal(a["images"], b["images"]) for a, b in zip(first["pools"], own["pools"], strict=True))
         assert not torch.equal(first["rng"], own["rng"])
 
     def test_leaving_out_any_part_of_the_state_is_noticed(
@@ -122,7 +120,7 @@ class TestContinuation:
         torch.manual_seed(4321)
         again = [p.signals for p in fit(tiny, cohort)]
         assert again == [p.signals for p in straight]
-        assert [p.signals for p in fit(tiny.at("seed", 1), cohort)][0] != again[0]
+        assert next(p.signals for p in fit(tiny.at("seed", 1), cohort)) != again[0]
 
 
 class TestEvaluations:
@@ -186,7 +184,9 @@ class TestRates:
 
     def test_every_player_trains_at_its_own_rate_times_the_factor(self, tiny: RunConfig, cohort: Cohort) -> None:
         config = (
-            tiny.at("optim.schedule", "linear_half").at("optim.lr_critic_ratio", 2.0).at("optim.lr_segmenter_ratio", 3.0)
+            tiny.at("optim.schedule", "linear_half")
+            .at("optim.lr_critic_ratio", 2.0)
+            .at("optim.lr_segmenter_ratio", 3.0)
         )
         for resume in (None, stopped(config, cohort, 6)):
             *_, last = fit(config, cohort, resume=resume)
@@ -199,12 +199,12 @@ class TestDivergence:
     @staticmethod
     def plant(monkeypatch: pytest.MonkeyPatch, at: int, value: float = math.nan) -> None:
         """Poison one weight of G just before step `at`."""
-        honest, steps = train.step, itertools.count(1)
+        steps = itertools.count(1)
 
         def poisoned(net: Sifa, players: Players, pools: Pools, batch: Batch, *rest: Any) -> Signals:
             if next(steps) == at:
                 next(iter(net.generator.parameters())).data[0, 0, 0, 0] = value
-            return honest(net, players, pools, batch, *rest)
+            return step(net, players, pools, batch, *rest)
 
         monkeypatch.setattr(train, "step", poisoned)
 
@@ -238,12 +238,12 @@ class TestDivergence:
     def test_a_gradient_that_is_no_number_is_found_at_its_step_though_the_losses_are_finite(
         self, tiny: RunConfig, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        honest, steps = train.step, itertools.count(1)
+        steps = itertools.count(1)
 
         def poisoned(net: Sifa, *rest: Any) -> Signals:
             if next(steps) == 2:
                 next(iter(net.critic_p.parameters())).register_hook(lambda gradient: gradient * math.nan)
-            return honest(net, *rest)
+            return step(net, *rest)
 
         monkeypatch.setattr(train, "step", poisoned)
         *_, last = fit(tiny, cohort)

@@ -23,7 +23,7 @@ from equipoise.launch.cluster import Share, connect, room
 from equipoise.launch.ledger import Ledger
 from equipoise.launch.ray_train import train
 from equipoise.launch.ray_tune import search_points
-from equipoise.record import Record
+from equipoise.record import CONFIRM, Record
 from equipoise.report import write_report
 from equipoise.study import Account, Study, StudyFolder
 from equipoise.table import TableTracker, wide_console
@@ -32,10 +32,7 @@ from slicestore.errors import InputError
 from slicestore.ingest import ingest, inputs_from_table
 from slicestore.phantom import write_cohort
 from slicestore.preprocess import Preprocessing
-from slicestore.store import Store
-
-CONFIRM = "confirm"
-"""How the name of a confirmation run begins."""
+from slicestore.store import Domain, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +114,19 @@ def conduct(declare: Declare, options: Options) -> StudyFolder:
 
 
 def _bound(study: Study, store: Store) -> Study:
-    """The study on this very store."""
+    """The study on this very store.
+
+    Raises:
+        InputError: the store has no masks by which the study's objective could be measured.
+    """
+    domain: Domain = "source" if study.objective == "translated_dice" else "target"
+    if not any(entry.labelled for entry in store.select(domain, "val")):
+        raise InputError(
+            store.path,
+            found=f"no labelled {domain} subject to validate on",
+            rule=f"a study maximises {study.objective}",
+            remedy=f"prepare a store of at least two labelled {domain} subjects",
+        )
     run = study.run.at("data.cohort", store.fingerprint).at("net.classes", store.classes)
     return dataclasses.replace(study, run=run)
 

@@ -62,10 +62,10 @@ def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> W
     Raises:
         InputError: as for `serve`.
     """
-    if not folder.journal.is_file():
+    if not folder.journal.is_file() or not folder.journal.stat().st_size:
         raise InputError(
             folder.folder,
-            found="no journal.log",
+            found="no journal.log with points in it",
             rule="the dashboard shows what a search wrote there",
             remedy="give the folder of a study that has begun",
         )

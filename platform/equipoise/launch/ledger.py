@@ -100,7 +100,7 @@ class Ledger:
         else:
             return None
         config = search.place(self.study.run, search.draw(trial, self.study.space))
-        name = f"{trial.number:03d}-{config.fingerprint[:8]}"
+        name = f"{trial.number:04d}-{config.fingerprint[:8]}"
         trial.set_user_attr("run", name)
         self._open[trial.number] = trial
         return Assignment(trial.number, name, config)
@@ -134,9 +134,8 @@ class Ledger:
             self._tell(trial, TrialState.PRUNED)
             return
         self._describe(trial, verdict)
-        quality = record.rows()[-1].get(f"quality/{self.study.objective}", float("nan"))
         trial.set_constraint("stability", search.violation(verdict, self.study.feasible))
-        self._tell(trial, TrialState.COMPLETE, search.value(verdict, quality))
+        self._tell(trial, TrialState.COMPLETE, search.value(verdict, self._quality(record)))
 
     def settle(self, patience: float = 60.0) -> None:
         """Write the verdict of runs that were stopped, once their workers have let go of the record.
@@ -163,13 +162,13 @@ class Ledger:
     def best(self) -> str | None:
         """Name of the run to confirm: the highest Dice among feasible points, else the highest Dice x S."""
         done = self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        feasible = [t for t in done if max(t.constraints.values(), default=0.0) <= 0]
-        ranked = sorted(
-            feasible or done,
-            reverse=True,
-            key=lambda t: (t.value or 0.0) * (1.0 if feasible else t.user_attrs.get("stability") or 0.0),
-        )
-        return str(ranked[0].user_attrs["run"]) if ranked else None
+        records = [Record(self.folder.runs / str(t.user_attrs["run"])) for t in done]
+        best = max(records, key=lambda r: search.rank(_verdict(r), self._quality(r), self.study.feasible), default=None)
+        return best.name if best else None
+
+    def _quality(self, record: Record) -> float:
+        """The Dice that a run ended with; NaN where its end could not be measured."""
+        return record.rows()[-1].get(f"quality/{self.study.objective}", float("nan"))
 
     def _describe(self, trial: optuna.trial.Trial, verdict: Verdict) -> None:
         """As user attributes too: the dashboard shows these."""
@@ -187,6 +186,18 @@ class Ledger:
 
     def _trials(self, storage: JournalStorage) -> Sequence[optuna.trial.FrozenTrial]:
         return storage.get_all_trials(storage.get_study_id_from_name(self.study.name), deepcopy=False)
+
+
+def _verdict(record: Record) -> Verdict:
+    verdict = record.verdict
+    if verdict is None:
+        raise InputError(
+            record.folder,
+            found="no verdict.json",
+            rule="a point that the journal calls complete has one",
+            remedy="restore the run's folder, or start a new study",
+        )
+    return verdict
 
 
 def _first_rung(run: RunConfig) -> int:

@@ -48,7 +48,7 @@ def trials(folder: StudyFolder) -> list[optuna.trial.FrozenTrial]:
 def check_accounts(folder: StudyFolder) -> None:
     """Every point has one trial in a final state and one run with a whole record; nothing is there twice."""
     told = {t.user_attrs["run"]: t for t in trials(folder)}
-    points = [r for r in folder.records() if not r.name.startswith("confirm")]
+    points = [r for r in folder.records() if not r.confirms]
     assert sorted(told) == [r.name for r in points]
     assert len(points) == folder.study.points
     for record in points:
@@ -71,7 +71,7 @@ def test_a_study_ends_with_every_point_told_and_every_run_recorded(undisturbed: 
 
 def test_the_best_point_is_confirmed_by_two_workers_with_another_seed(undisturbed: tuple[StudyFolder, str]) -> None:
     folder, _ = undisturbed
-    (confirmation,) = (r for r in folder.records() if r.name.startswith("confirm"))
+    (confirmation,) = (r for r in folder.records() if r.confirms)
     assert (confirmation.config.workers, confirmation.config.seed) == (2, 1)
     assert confirmation.verdict is not None
     (checkpoint,) = sorted((confirmation.folder / "checkpoints").iterdir())[-1:]
@@ -120,7 +120,7 @@ def test_a_study_killed_half_way_resumes_and_accounts_for_every_run_once(
     # What had ended is as it was; the first point, wherever the kill met it, has the undisturbed study's numbers.
     for record in folder.records():
         assert before.get(record.name) in (None, record.verdict)
-    whole = next(r for r in undisturbed[0].records() if r.name.startswith("000-"))
+    whole = next(r for r in undisturbed[0].records() if r.name.startswith("0000-"))
     again = Record(folder.runs / whole.name)
     drop = ("time/block",)
     n = min(len(whole.rows()), len(again.rows()))

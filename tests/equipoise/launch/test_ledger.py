@@ -184,7 +184,7 @@ def test_the_best_point_is_the_best_among_the_stable(folder: StudyFolder) -> Non
         ledger.close(run(folder, point, dice, stable(stability)), point.name)
     best = ledger.best()
     assert best is not None
-    assert best.startswith("002-")
+    assert best.startswith("0002-")
 
 
 def test_the_same_seed_asks_for_the_same_points(tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""A study's declaration, its folder and its accounts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from equipoise.checkpoint import State
+from equipoise.config import RunConfig
+from equipoise.monitor import Verdict
+from equipoise.record import Record
+from equipoise.search import Choice, Range
+from equipoise.study import Account, Study, StudyFolder
+from equipoise.train import Progress
+from slicestore.errors import InputError
+
+
+def study(**changed: Any) -> Study:
+    settings: dict[str, Any] = {
+        "name": "games",
+        "question": "Which game is the most stable?",
+        "run": RunConfig(steps=100),
+        "space": {
+            "optim.lr": Range(1e-4, 1e-2),
+            "loss.cycle": Range(1, 20, log=False),
+            "loss.adversarial": Choice(("lsgan", "ns")),
+        },
+        "first": ({"optim.lr": 1e-3}, {"loss.adversarial": "ns", "loss.cycle": 5}),
+        "objective": "target_dice",
+        "feasible": 0.8,
+        "points": 5,
+        "seed": 3,
+    }
+    return Study(**settings | changed)
+
+
+class TestDeclaration:
+    def test_it_survives_json(self) -> None:
+        again = Study.from_dict(json.loads(json.dumps(study().to_dict(), allow_nan=False)))
+        assert again == study()
+        assert list(again.space) == list(study().space), "dimensions keep their order: samplers draw in it"
+        assert again.space["loss.cycle"] == Range(1, 20, log=False)
+
+    def test_its_defaults_survive_json_too(self) -> None:
+        plain = Study(name="a", question="b", run=RunConfig(), space={})
+        assert Study.from_dict(json.loads(json.dumps(plain.to_dict()))) == plain
+
+    @pytest.mark.parametrize("points", [0, -1])
+    def test_fewer_points_than_one_are_an_input_error(self, points: int) -> None:
+        with pytest.raises(InputError) as error:
+            study(points=points)
+        assert error.value.found == str(points)
+
+    @pytest.mark.parametrize("feasible", [-0.1, 1.1, float("nan")])
+    def test_a_stability_outside_0_to_1_is_refused(self, feasible: float) -> None:
+        with pytest.raises(ValueError, match="feasible"):
+            study(feasible=feasible)
+
+    def test_a_misspelt_path_is_found_when_the_study_is_declared(self) -> None:
+        with pytest.raises(KeyError, match="cycel"):
+            study(space={"loss.cycel": Range(1, 2)}, first=())
+        with pytest.raises(KeyError, match="cycel"):
+            study(first=({"loss.cycel": 1.0},))
+
+    def test_an_empty_range_and_a_bad_option_are_found_when_the_study_is_declared(self) -> None:
+        with pytest.raises(ValueError, match="cycle"):
+            study(space={"loss.cycle": Range(2, 1)}, first=())
+        with pytest.raises(ValueError, match="wgan"):
+            study(space={"loss.adversarial": Choice(("lsgan", "wgan"))}, first=())
+
+    def test_a_first_point_outside_the_space_is_found_when_the_study_is_declared(self) -> None:
+        with pytest.raises(ValueError, match=r"outside the space.*optim\.lr"):
+            study(first=({"optim.lr": 0.5},))
+
+    def test_a_run_outside_the_space_is_found_too_when_a_first_point_leaves_it_there(self) -> None:
+        with pytest.raises(ValueError, match=r"outside the space.*loss\.cycle"):
+            study(run=RunConfig().at("loss.cycle", 25.0))
+
+
+class TestFolder:
+    def test_it_answers_what_it_was_made_with(self, tmp_path: Path) -> None:
+        made = StudyFolder.create(tmp_path / "a", study(), "python x.py --y", {"store": "cohort", "workers": 2})
+        found = StudyFolder.open(tmp_path / "a")
+        assert found.study == study()
+        assert found.command == "python x.py --y"
+        assert found.options == {"store": "cohort", "workers": 2}
+        assert found.id == made.id
+        assert found.records() == []
+
+    def test_two_studies_of_one_name_have_two_ids(self, tmp_path: Path) -> None:
+        ids = {StudyFolder.create(tmp_path / name, study(), "", {}).id for name in "ab"}
+        assert len(ids) == 2
+
+    def test_a_folder_that_holds_a_study_is_refused_and_left_alone(self, tmp_path: Path) -> None:
+        StudyFolder.create(tmp_path, study(), "one", {})
+        with pytest.raises(InputError, match="resume"):
+            StudyFolder.create(tmp_path, study(), "two", {})
+        assert StudyFolder.open(tmp_path).command == "one"
+
+    @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"id": 1}'])
+    def test_a_folder_without_a_readable_study_is_refused(self, tmp_path: Path, text: str | None) -> None:
+        if text is not None:
+            (tmp_path / "study.json").write_text(text)
+        with pytest.raises(InputError, match=r"study\.json"):
+            _ = StudyFolder.open(tmp_path).study
+
+    def test_runs_are_listed_by_name_and_folders_that_are_none_left_out(self, tmp_path: Path) -> None:
+        folder = StudyFolder.create(tmp_path, study(), "", {})
+        for name in ("b", "a"):
+            Record(folder.runs / name).open(RunConfig(), torch.device("cpu"))
+        (folder.runs / "c").mkdir()
+        assert [record.name for record in folder.records()] == ["a", "b"]
+
+
+class TestAgree:
+    def test_the_same_declaration_agrees_and_more_points_too(self, tmp_path: Path) -> None:
+        folder = StudyFolder.create(tmp_path, study(), "", {})
+        folder.agree(study())
+        folder.agree(study(points=50))
+
+    @pytest.mark.parametrize(
+        ("changed", "values"),
+        [
+            ({"seed": 4}, ("3", "4")),
+            ({"feasible": 0.5}, ("0.8", "0.5")),
+            ({"objective": "translated_dice"}, ("target_dice", "translated_dice")),
+            ({"run": RunConfig(steps=200)}, ("100", "200")),
+            ({"first": ({"optim.lr": 2e-3},)}, ("0.001", "0.002")),
+            ({"space": {"optim.lr": Range(1e-4, 2e-2)}, "first": ()}, ("0.01", "0.02")),
+        ],
+    )
+    def test_another_declaration_is_refused_and_what_differs_is_named_with_both_values(
+        self, tmp_path: Path, changed: dict[str, Any], values: tuple[str, str]
+    ) -> None:
+        folder = StudyFolder.create(tmp_path, study(), "", {})
+        with pytest.raises(InputError) as error:
+            folder.agree(study(**changed))
+        assert error.value.where == str(tmp_path)
+        for part in (*changed, *values):
+            assert part in error.value.found
+        assert "question" not in error.value.found
+
+    def test_another_order_of_dimensions_is_the_same_declaration(self, tmp_path: Path) -> None:
+        folder = StudyFolder.create(tmp_path, study(), "", {})
+        folder.agree(study(space=dict(reversed(list(study().space.items())))))
+
+
+class TestAccount:
+    @staticmethod
+    def record(folder: Path, config: RunConfig, blocks: dict[int, float], verdict: str | None) -> Record:
+        record = Record(folder)
+        record.open(config, torch.device("cpu"))
+        for step, seconds in blocks.items():
+            record.add(Progress(step, {}, seconds, False, None, 1.0, None, lambda: State({}, {})))
+        if verdict:
+            done = max(blocks, default=0)
+            record.close(Verdict(verdict, done, config.steps, None))  # type: ignore[arg-type]
+        return record
+
+    def test_steps_and_device_seconds_by_hand(self, tmp_path: Path) -> None:
+        one, two = RunConfig(steps=100), RunConfig(steps=200, workers=2, batch=2)
+        records = [
+            self.record(tmp_path / "a", one, {50: 5.0, 100: 7.0}, "stable"),  # 12 s, nothing saved
+            self.record(tmp_path / "b", two, {40: 10.0}, "diverged"),  # 20 device-seconds; 160 steps at .5 s saved
+            self.record(tmp_path / "c", one, {20: 1.0}, "censored"),  # 1 s; 80 steps at .05 s saved
+            self.record(tmp_path / "d", one, {10: 3.0}, None),  # 3 s; still running: saves nothing yet
+            self.record(tmp_path / "e", one, {}, None),
+        ]
+        account = Account.of(records)
+        assert account.verdicts == {"stable": 1, "diverged": 1, "censored": 1, "running": 2}
+        assert account.steps == 100 + 40 + 20 + 10
+        assert account.steps_saved == 160 + 80
+        assert account.seconds == pytest.approx(12 + 20 + 1 + 3)
+        assert account.seconds_saved == pytest.approx(160 * 0.5 + 80 * 0.05)
+
+    def test_no_runs_cost_nothing(self) -> None:
+        assert Account.of([]) == Account({}, 0, 0, 0.0, 0.0)
