@@ -12,8 +12,8 @@ study: $(STAMP)  ## the main job on synthetic heads: a small stability study on 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
-lint: $(STAMP)  ## style and formatting rules
-	$(BIN)/ruff check .
+lint: $(STAMP)  ## style and formatting
+	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
 
 types: $(STAMP)  ## strict types
 	$(BIN)/mypy

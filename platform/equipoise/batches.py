@@ -3,7 +3,7 @@
 Knows how slices are staged, scaled, ordered and shared between ranks; knows nothing of networks' losses or of Ray.
 
 The order is a pure function of seed and step: each domain runs through one permutation after another of its slices, so
-that a run continues at any step without a state, and the ranks' shares of a batch are disjoint by construction.
+that a run continues at any step without a state; a batch holds no slice twice, and the ranks' shares are disjoint.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ class Cohort:
     def batch(self, config: RunConfig, step: int, rank: int = 0) -> Batch:
         """The share of `rank` in the batch of `step`, counted from 1."""
         share = config.batch // config.workers
-        first = (step - 1) * config.batch + rank * share
+        mine = slice(rank * share, (rank + 1) * share)
         source, target = (
-            self.train[domain].take(_order(config.seed, salt, len(self.train[domain]), first, share))
-            for salt, domain in enumerate(DOMAINS)
+            slices.take(_order(config.seed, salt, len(slices), config.batch, step)[mine].tolist())
+            for salt, slices in enumerate(self.train[domain] for domain in DOMAINS)
         )
         if source.label is None:
             raise ValueError("training slices of the source domain have no labels")
@@ -115,12 +115,11 @@ def _slices(store: Store, domain: Domain, split: Part, pooled: bool, device: tor
     return Slices(image, torch.from_numpy(staged.label).to(device), subject).take(labelled.tolist())
 
 
-def _order(seed: int, salt: int, slices: int, first: int, count: int) -> Tensor:
-    """Indices number `first` to `first + count` of an endless sequence of permutations of `slices`."""
-    positions = np.arange(first, first + count)
-    rounds = positions // slices
-    index = np.empty(count, dtype=np.int64)
-    for number in np.unique(rounds):
-        here = rounds == number
-        index[here] = np.random.default_rng((seed, salt, int(number))).permutation(slices)[positions[here] % slices]
-    return torch.from_numpy(index)
+def _order(seed: int, salt: int, slices: int, batch: int, step: int) -> np.ndarray:
+    """Indices of the batch of `step`, all different: rounds of permutations, each cut into whole batches.
+
+    What a round leaves over, fewer slices than a batch, rests until the next; which ones these are changes by round.
+    """
+    number, place = divmod(step - 1, slices // batch)
+    permutation = np.random.default_rng((seed, salt, number)).permutation(slices)
+    return permutation[place * batch : (place + 1) * batch]

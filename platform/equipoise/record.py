@@ -179,7 +179,8 @@ class Record:
 def recorded(folder: Path, config: RunConfig, cohort: Cohort, *, ranks: Ranks | None = None) -> Iterator[Progress]:
     """`fit`, written down: every `Progress` is on disk before it is handed on. Continues where the folder left off.
 
-    Nothing is yielded when the run has ended already. Rank 0 writes; every rank saves its part of a checkpoint.
+    Nothing is yielded when the run has ended already; only the verdict, without signals, when it was killed between its
+    last checkpoint and that. Rank 0 writes; every rank saves its part of a checkpoint.
     """
     ranks = ranks or Ranks()
     record = Record(folder)
@@ -202,7 +203,7 @@ def _recorded(record: Record, config: RunConfig, cohort: Cohort, ranks: Ranks) -
     if ranks.rank == 0:
         record.rewind(state.shared["step"] if state else 0)
     for progress in fit(config, cohort, ranks=ranks, resume=state):
-        if ranks.rank == 0:
+        if ranks.rank == 0 and progress.signals:
             record.add(progress)
         if progress.looked:
             checkpoint.save(record.folder / "checkpoints", progress.step, progress.state(), ranks)
@@ -227,6 +228,8 @@ def _environment(device: torch.device) -> tuple[dict[str, Any], str]:
         "threads": torch.get_num_threads(),
         "commit": _git("rev-parse", "HEAD").strip() or None,
     }
+    if not _git("ls-files", "--error-unmatch", Path(__file__).name):  # installed in a repository of the user's own
+        return environment | {"commit": None}, ""
     return environment, _git("diff", "HEAD")
 
 

@@ -32,7 +32,8 @@ class Progress:
     step: int
     """Steps done."""
     signals: dict[str, float]
-    """Means over the block; at an evaluation also `quality/*`. Non-finite values stay what they are."""
+    """Means over the block; at an evaluation also `quality/*`. Non-finite values stay what they are. Empty when a run
+    is resumed at its very end, where there is no block left to train."""
     seconds: float
     """Wall time of the block's steps, evaluation excluded."""
     looked: bool
@@ -114,6 +115,9 @@ def fit(
     run = Run.start(config, cohort.device, ranks)
     if resume is not None:
         run.load(resume)
+    if run.done == config.steps or run.monitor.diverged:  # resumed at its very end: the verdict alone is wanting
+        verdict = run.monitor.verdict(run.done)
+        yield Progress(run.done, {}, 0.0, False, None, run.monitor.stability(), verdict, run.state)
     due = _evaluations(config, run.monitor.horizon.block)
     while run.done < config.steps and not run.monitor.diverged:
         began = time.perf_counter()
@@ -126,8 +130,8 @@ def fit(
             if ranks.rank == 0:
                 quality, panels = _look(run.net, cohort)
                 signals |= quality
-        verdict = run.monitor.verdict(run.done) if ended else None
-        yield Progress(run.done, signals, seconds, looked, panels, run.monitor.stability(), verdict, run.state)
+        ending = run.monitor.verdict(run.done) if ended else None
+        yield Progress(run.done, signals, seconds, looked, panels, run.monitor.stability(), ending, run.state)
 
 
 def _block(run: Run, config: RunConfig, cohort: Cohort, ranks: Ranks) -> dict[str, float]:

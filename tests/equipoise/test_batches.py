@@ -40,7 +40,7 @@ class TestOrder:
     ) -> None:
         alone = tiny.at("batch", 6)
         shared = alone.at("workers", 3)
-        for number in range(1, 5):  # 12 slices: every batch lies within one round
+        for number in range(1, 5):
             whole = cohort.batch(alone, number)
             shares = [cohort.batch(shared, number, rank) for rank in range(3)]
             for k in range(3):
@@ -48,7 +48,7 @@ class TestOrder:
             numbers = [i for share in shares for i in which(share.source, cohort.train["source"])]
             assert len(set(numbers)) == 6
 
-    def test_shares_join_to_the_batch_across_the_end_of_a_round_too(self, cohort: Cohort, tiny: RunConfig) -> None:
+    def test_shares_join_to_the_batch_whatever_the_number_of_ranks(self, cohort: Cohort, tiny: RunConfig) -> None:
         alone = tiny.at("batch", 10)
         for number in (1, 2, 3):
             whole = cohort.batch(alone, number)
@@ -59,11 +59,17 @@ class TestOrder:
     def test_every_slice_is_seen_once_before_any_is_seen_twice(
         self, cohort: Cohort, tiny: RunConfig, domain: str
     ) -> None:
-        # 12 slices, batches of 5: rounds end in the middle of batches.
-        order = seen(cohort, tiny.at("batch", 5), range(1, 13), domain)
+        order = seen(cohort, tiny.at("batch", 4), range(1, 16), domain)  # 12 slices: three batches a round
         rounds = [order[i : i + 12] for i in range(0, 60, 12)]
         assert all(sorted(r) == list(range(12)) for r in rounds)
         assert len({tuple(r) for r in rounds}) == 5, "each round has an order of its own"
+
+    def test_no_batch_holds_a_slice_twice_and_none_rests_for_ever_where_batches_do_not_divide_the_slices(
+        self, cohort: Cohort, tiny: RunConfig
+    ) -> None:
+        config = tiny.at("batch", 5)
+        assert all(len(set(seen(cohort, config, range(n, n + 1)))) == 5 for n in range(1, 41))
+        assert set(seen(cohort, config, range(1, 41))) == set(range(12))
 
     def test_it_is_a_pure_function_of_seed_and_step(self, store: Store, cohort: Cohort, tiny: RunConfig) -> None:
         forwards = seen(cohort, tiny, range(1, 13))

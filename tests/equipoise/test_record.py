@@ -278,7 +278,6 @@ class TestRecorded:
         assert [row["loss/cycle_t"] for row in record.rows()] == [math.inf]
         assert list(recorded(tmp_path, tiny, cohort)) == []
 
-    @pytest.mark.xfail(strict=True, reason="a run killed between its last checkpoint and its verdict never gets one")
     def test_a_run_killed_between_its_last_checkpoint_and_its_verdict_still_gets_it(
         self, tmp_path: Path, tiny: RunConfig, cohort: Cohort, undisturbed: Record
     ) -> None:
@@ -369,7 +368,6 @@ class TestGit:
         fresh(tmp_path / "run", tiny)
 
     @needs_git
-    @pytest.mark.xfail(strict=True, reason="git takes the first repository above the installed package for its own")
     def test_a_package_installed_inside_a_users_repository_does_not_record_the_users_own_changes(
         self, tmp_path: Path, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from equipoise.config import STUDY_2022, RunConfig
 from equipoise.monitor import Verdict
-from equipoise.search import FLOOR, Choice, Point, Range, Space, check, coordinates, draw, place, value, violation
+from equipoise.search import FLOOR, Choice, Point, Range, Space, check, coordinates, draw, place, rank, value, violation
 
 SPACE: Space = {
     "optim.lr": Range(2e-5, 2e-3),
@@ -140,3 +140,21 @@ class TestObjective:
         self, stability: float | None, want: float
     ) -> None:
         assert violation(self.verdict("stable", stability), 0.9) == pytest.approx(want)
+
+    def test_feasible_points_come_before_all_others_and_those_are_weighed_by_their_stability(self) -> None:
+        runs = {
+            "poor but stable": (self.verdict("stable", 0.95), 0.2),
+            "good and stable": (self.verdict("d_wins", 0.9), 0.6),
+            "best but shaky": (self.verdict("d_wins", 0.5), 0.9),  # .45
+            "good and hardly shaky": (self.verdict("stable", 0.8), 0.6),  # .48
+            "diverged": (self.verdict("diverged", 0.89), 0.8),  # 0
+        }
+        order = sorted(runs, key=lambda name: rank(*runs[name], 0.9), reverse=True)
+        assert order == [
+            "good and stable",
+            "poor but stable",
+            "good and hardly shaky",
+            "best but shaky",
+            "diverged",
+        ]
+        assert rank(self.verdict("censored", None), 0.7, 0.9) == (False, 0.0)

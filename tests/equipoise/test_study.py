@@ -117,15 +117,27 @@ class TestFolder:
 
 
 class TestAgree:
-    def test_the_same_declaration_agrees_and_more_points_too(self, tmp_path: Path) -> None:
-        folder = StudyFolder.create(tmp_path, study(), "", {})
+    def test_the_same_declaration_agrees_and_more_points_do_and_are_noted(self, tmp_path: Path) -> None:
+        folder = StudyFolder.create(tmp_path, study(), "", {"points": 5, "workers": 2})
         folder.agree(study())
         folder.agree(study(points=50))
+        found = StudyFolder.open(tmp_path)
+        assert found.study == study(points=50)
+        assert found.options == {"points": 50, "workers": 2}
+        assert found.id == folder.id
+
+    def test_a_declaration_that_is_refused_is_not_noted(self, tmp_path: Path) -> None:
+        folder = StudyFolder.create(tmp_path, study(), "", {})
+        before = (tmp_path / "study.json").read_text()
+        with pytest.raises(InputError):
+            folder.agree(study(points=50, seed=4))
+        assert (tmp_path / "study.json").read_text() == before
 
     @pytest.mark.parametrize(
         ("changed", "values"),
         [
             ({"seed": 4}, ("3", "4")),
+            ({"points": 4}, ("5", "4")),
             ({"feasible": 0.5}, ("0.8", "0.5")),
             ({"objective": "translated_dice"}, ("target_dice", "translated_dice")),
             ({"run": RunConfig(steps=200)}, ("100", "200")),
