@@ -280,9 +280,10 @@ def _again(folder: StudyFolder, study: Study) -> str:
     script = next((Path(w).name for w in shlex.split(folder.command) if w.endswith(".py")), f"{study.name}.py")
     words = ["python", f"studies/{script}"]
     for name, value in folder.options.items():
-        if value is not None and value is not False:
-            words.append("--" + name.replace("_", "-"))
-        if value not in (None, False, True):
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
             plain = name != "store" and re.fullmatch(r"[\w.+-]+", str(value))
             words.append(str(value) if plain else name.upper())
     stands_for = "" if folder.options.get("store") is None else ", which is what STORE stands for"

@@ -33,7 +33,14 @@ STUDY = Study(
     points=7,
 )
 COMMAND = "python /home/jane.doe/SIFA/sweep.py --store /data/Mueller_Hans_1961/cohort.zarr --results /scratch/jane"
-OPTIONS = {"store": "/data/Mueller_Hans_1961/cohort.zarr", "points": 7, "wandb": None, "wandb_images": True}
+OPTIONS = {
+    "seed": 0,
+    "workers_per_run": 1,
+    "store": "/data/Mueller_Hans_1961/cohort.zarr",
+    "points": 7,
+    "wandb": None,
+    "wandb_images": True,
+}
 EXPLODED = Finding("explosion", "loss/cycle_t", onset=200, alarm=260, value=1.5, limit=0.4)
 NAN = Finding("non_finite", "loss/generator", onset=121, alarm=121, value=math.nan, limit=math.inf)
 WON = Finding("d_wins", "auc/t", onset=300, alarm=350, value=0.995, limit=0.99)
@@ -116,7 +123,10 @@ def test_the_report_names_no_path_user_or_patient(page: str) -> None:
 
 
 def test_the_command_is_told_with_store_in_the_place_of_the_path(page: str) -> None:
-    assert "<pre>python studies/sweep.py --store STORE --points 7 --wandb-images</pre>" in page
+    assert (
+        "<pre>python studies/sweep.py --seed 0 --workers-per-run 1 --store STORE --points 7 --wandb-images</pre>"
+        in page
+    )
     assert "c0ffee" in page
 
 

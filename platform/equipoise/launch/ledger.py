@@ -33,8 +33,8 @@ from equipoise.record import Record
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 
-REDUCTION = 3
-"""Of the runs that reach a rung, the best third goes on."""
+REDUCTION = 2
+"""Of the runs that reach a rung, the better half goes on."""
 STARTUP = 16
 """Points drawn at random before TPE has its say; at most half of the study."""
 
