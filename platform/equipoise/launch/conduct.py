@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from rich.console import Console
 
+from equipoise.batches import Cohort
 from equipoise.launch.cluster import Share, connect, room
 from equipoise.launch.ledger import Ledger
 from equipoise.launch.ray_train import train
@@ -117,7 +119,8 @@ def _bound(study: Study, store: Store) -> Study:
     """The study on this very store.
 
     Raises:
-        InputError: the store has no masks by which the study's objective could be measured.
+        InputError: the store has no masks by which the study's objective could be measured, is damaged, or holds fewer
+            training slices than a batch.
     """
     domain: Domain = "source" if study.objective == "translated_dice" else "target"
     if not any(entry.labelled for entry in store.select(domain, "val")):
@@ -128,6 +131,7 @@ def _bound(study: Study, store: Store) -> Study:
             remedy=f"prepare a store of at least two labelled {domain} subjects",
         )
     run = study.run.at("data.cohort", store.fingerprint).at("net.classes", store.classes)
+    Cohort(store, run, torch.device("cpu"))  # read once here, so that what is wrong with it is told before any run
     return dataclasses.replace(study, run=run)
 
 
@@ -205,7 +209,14 @@ def _say(console: Console, folder: StudyFolder, ledger: Ledger, seconds: float) 
         f"training {account.seconds:.0f} device-seconds, {account.seconds_saved:.0f} saved by stopping early; "
         f"{seconds:.0f} s in all"
     )
-    console.print(f"best point: {ledger.best()}")
+    if ledger.failed:
+        console.print(
+            f"{ledger.failed} points failed on every try, whatever their settings: see error.txt under "
+            f"{folder.folder / 'ray'}",
+            style="red",
+            soft_wrap=True,
+        )
+    console.print(f"best point: {ledger.best() or 'none'}")
     console.print(f"report: {folder.report}", soft_wrap=True)
     command = Path(sys.executable).with_name("equipoise")  # on the PATH or not
     console.print(f"dashboard: {command} dashboard {shlex.quote(str(folder.folder))}", soft_wrap=True)

@@ -116,6 +116,11 @@ class Ledger:
         done = sum(t.state.is_finished() for t in self._optuna.get_trials(deepcopy=False))
         return self.study.points - done
 
+    @property
+    def failed(self) -> int:
+        """Points that were lost to infrastructure."""
+        return len(self._optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)))
+
     def hear(self, number: int, step: int, quality: float | None, stability: float) -> bool:
         """Note a run's Dice x S so far; whether it should stop, being worse than most at this step."""
         if quality is None:

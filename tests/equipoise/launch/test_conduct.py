@@ -1,6 +1,7 @@
 """A study, started as a user starts it: real Ray, real W&B files, a real kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,19 @@ def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_store_is_told_before_anything_is_started(store: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.zarr"
+    shutil.copytree(store, damaged)
+    shard = next(damaged.glob("source/*/image/c/0/0/0"))
+    content = bytearray(shard.read_bytes())
+    content[300] ^= 1
+    shard.write_bytes(content)
+    done = finished(damaged, tmp_path / "results")
+    assert done.returncode == 2
+    assert "every chunk matches its checksum" in " ".join(done.stderr.split())
+    assert not (tmp_path / "results").exists()
 
 
 def test_online_without_a_key_falls_back_to_offline_and_says_so(store: Path, tmp_path: Path) -> None:

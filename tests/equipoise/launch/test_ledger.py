@@ -152,6 +152,7 @@ def test_lost_machines_are_a_failure_and_never_held_against_the_settings(folder:
     trial = trials(folder)[0]
     assert (trial.state, trial.value) == (TrialState.FAIL, None)
     assert not trial.constraints
+    assert ledger.failed == 1
 
 
 def test_a_killed_driver_s_points_are_adopted_before_new_ones_are_asked(folder: StudyFolder) -> None:
