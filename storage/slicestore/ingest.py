@@ -65,9 +65,10 @@ def ingest(
 ) -> Store:
     """Make or update a store from raw volumes.
 
-    All inputs are checked by their headers before anything is written. A volume whose bytes and preprocessing are
-    unchanged is kept, so that a second call does nothing and one after a crash goes on where the first stopped. The map
-    from pseudonym to subject and files goes to `<store>.key.json` beside the store, readable by its owner alone.
+    All inputs are checked by their headers, and new ones read to the end, before anything is written. A volume whose
+    bytes and preprocessing are unchanged is kept, so that a second call does nothing and one after a crash goes on
+    where the first stopped. The map from pseudonym to subject and files goes to `<store>.key.json` beside the store,
+    readable by its owner alone.
 
     Raises:
         InputError: an input breaks a rule, the path holds something else, or another ingest is at work on it.
@@ -77,6 +78,9 @@ def ingest(
     keys = _keys(inputs, config)
     store.parent.mkdir(parents=True, exist_ok=True)
     with _alone(store):
+        known = files.committed_keys(store)
+        for raw in (raw for raw, key in zip(inputs, keys, strict=True) if key[:12] not in known):
+            _examine(raw)
         files.create(store)
         names = _pseudonyms(store.with_name(f"{store.name}.key.json"), inputs)
         plan = sorted(map(_Planned, inputs, names, keys), key=lambda item: item.group)
@@ -368,6 +372,13 @@ def _pseudonyms(path: Path, inputs: Sequence[Input]) -> list[str]:
         mode=0o600,
     )
     return [names[item.domain, item.subject] for item in inputs]
+
+
+def _examine(item: Input) -> None:
+    """Read a raw volume and its label for their errors alone: better a second's reading twice than half a cohort."""
+    for path in (item.image, item.label):
+        if path is not None:
+            read(path)
 
 
 def _make(store: Path, item: _Planned, config: Preprocessing) -> dict[str, Any]:

@@ -309,6 +309,11 @@ def committed(path: Path, group: str) -> dict[str, Any] | None:
     return commit if intact else None
 
 
+def committed_keys(path: Path) -> set[str]:
+    """Give the beginnings of the keys, as in `group_name`, of all volumes with a commit record."""
+    return {record.stem.rpartition("-")[2] for record in (path / "commits").glob("*.json")}
+
+
 def finish(path: Path, groups: Mapping[str, Part], preprocessing: Preprocessing, *, classes: int, seed: int) -> None:
     """Write the manifest over committed groups and their splits, then drop every volume that it does not name."""
     volumes = []

@@ -98,7 +98,7 @@ def test_a_bad_volume_is_refused_by_name_and_nothing_is_left(
         sitk.WriteImage(sitk.GetImageFromArray(voxels.astype(np.float32), isVector=False), pair["target"])
     done = prepare(pair, tmp_path / "cohort.zarr")
     refused(done, str(pair["target"]), *parts)
-    assert not (tmp_path / "cohort.zarr" / "manifest.json").exists()
+    assert not (tmp_path / "cohort.zarr").exists()
 
 
 def test_a_mask_on_another_grid_is_refused(pair: dict[str, Path], tmp_path: Path) -> None:

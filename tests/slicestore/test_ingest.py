@@ -212,7 +212,7 @@ def test_a_reader_of_the_old_store_sees_nothing_of_a_killed_update(
     assert len(ingest(inputs, path, small).entries) == 5
 
 
-def test_a_volume_that_fails_leaves_no_store_and_nothing_of_itself(
+def test_a_volume_that_cannot_be_read_leaves_nothing_of_any_volume(
     tmp_path: Path, make_cohort: Cohort, small: Preprocessing
 ) -> None:
     inputs, path = make_cohort(tmp_path / "raw"), tmp_path / "c.zarr"
@@ -221,6 +221,17 @@ def test_a_volume_that_fails_leaves_no_store_and_nothing_of_itself(
     broken[0, 0, 0] = np.nan
     write(Volume(broken, good.geometry), inputs[2].image)
     with pytest.raises(InputError, match=r"patient-target-0\.nii\.gz: found 1 NaN"):
+        ingest(inputs, path, small)
+    assert not path.exists()
+
+
+def test_a_volume_that_cannot_be_prepared_leaves_no_store_and_nothing_of_itself(
+    tmp_path: Path, make_cohort: Cohort, small: Preprocessing
+) -> None:
+    inputs, path = make_cohort(tmp_path / "raw"), tmp_path / "c.zarr"
+    good = read(inputs[2].image)
+    write(Volume(np.ones_like(good.voxels), good.geometry), inputs[2].image)  # constant: it has no contrast to scale
+    with pytest.raises(InputError, match=r"patient-target-0\.nii\.gz"):
         ingest(inputs, path, small)
     with pytest.raises(InputError, match=r"no manifest\.json"):
         Store.open(path)
