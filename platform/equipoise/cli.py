@@ -21,6 +21,7 @@ from tyro.conf import Positional
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.record import Record
 from equipoise.study import StudyFolder, latest_study
+from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
 from slicestore.ingest import Input, ingest, inputs_from_folder, inputs_from_table
@@ -139,7 +140,7 @@ def train(
     """
     opened = Store.open(store)
     run = run.at("data.cohort", opened.fingerprint).at("net.classes", opened.classes)
-    console = Console()
+    console = wide_console()
     mode, notice = wandb_mode(wandb)
     console.print(notice, highlight=False)
     trackers: list[Tracker] = []
@@ -147,6 +148,8 @@ def train(
         trackers.append(
             WandbTracker(out / "wandb", group="single", prefix=run.fingerprint, mode=mode, images=wandb_images)
         )
+    if run.workers > 1:  # they train elsewhere: what they write is all there is to show
+        trackers.append(TableTracker(console, "translated_dice"))
     record = Record(out)
     with Watcher(lambda: [record] if (out / "config.json").is_file() else [], trackers):
         if run.workers > 1:

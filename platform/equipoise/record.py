@@ -9,6 +9,7 @@ Knows the files of a run and how they survive a kill; knows nothing of Ray, W&B 
     panels/            one picture an evaluation
     checkpoints/       the newest states
     verdict.json       written last: a run with a verdict has ended
+    ray/               what Ray Train writes of a run over several workers
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def train(
         ),
         run_config=ray.train.RunConfig(
             name=f"{folder.name}-{int(time.time())}",
-            storage_path=str(folder.parent.parent / "ray" / "train"),
+            storage_path=str(folder / "ray"),
             # Ray's types are those of Train's first version. Without a limit an infeasible request is retried for ever.
             failure_config=ray.train.FailureConfig(max_failures=RESTARTS, controller_failure_limit=3),  # type: ignore[call-arg]
             callbacks=list(callbacks),  # type: ignore[arg-type]
