@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,12 +153,14 @@ class StudyFolder:
         Raises:
             InputError: it differs; the message says where.
         """
-        old, new = json.loads(json.dumps(self.study.to_dict())), json.loads(json.dumps(study.to_dict()))
-        changed = [key for key in new if new[key] != old.get(key) and not (key == "points" and new[key] > old[key])]
+        old, new = dict(_leaves(self.study.to_dict())), dict(_leaves(study.to_dict()))
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        if study.points > self.study.points:
+            changed.remove("points")
         if changed:
             raise InputError(
                 self.folder,
-                found="other " + ", ".join(f"{k} ({old.get(k)!r}, now {new[k]!r})" for k in changed),
+                found="another " + ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in changed),
                 rule="a resumed study keeps its declaration; only its number of points may grow",
                 remedy="resume with the command in study.json, or start a new study",
             )
@@ -186,6 +188,18 @@ class StudyFolder:
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(self._file.read_text())
         return about
+
+
+def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value of nested data by its dotted path, as JSON would read it back."""
+    children = (
+        data.items() if isinstance(data, Mapping) else enumerate(data) if isinstance(data, list | tuple) else None
+    )
+    if children is None:
+        yield path, data
+        return
+    for key, value in children:
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def latest_study(results: Path) -> StudyFolder:

@@ -80,7 +80,7 @@ def main(declare: Declare, doc: str | None) -> None:
     try:
         conduct(declare, options)
     except InputError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
