@@ -5,9 +5,9 @@
     python studies/stability_sweep.py --store cohort.zarr --address auto --gpus-per-worker .5
     python studies/stability_sweep.py --resume                    # go on where it was stopped
 
-Tried first: the published settings, and the learning rate of the 2022 study, ten times theirs. Then TPE searches for
-the highest Dice of C1(E(G(x_s))) among points whose stability S reaches 0.9; divergence is told as a finite value that
-violates that constraint. The best point is confirmed with another seed.
+Tried first, and never stopped for their Dice: the published settings, and the learning rate of the 2022 study, ten
+times theirs. Then TPE searches for the highest Dice of C1(E(G(x_s))) among points whose stability S reaches 0.9;
+divergence is told as a finite value that violates that constraint. The best point is confirmed with another seed.
 
 Finding: none yet. On synthetic heads with the built-in budget it shows that the path works, not what is best.
 """

@@ -41,7 +41,7 @@ class Study:
     space: Space
     """What is searched."""
     first: tuple[Mapping[str, Leaf], ...] = ()
-    """Points that are tried before the search has its say."""
+    """Controls: points that are tried before the search has its say, and never stopped for their Dice."""
     objective: ObjectiveName = "translated_dice"
     """The Dice that is maximised."""
     feasible: float = 0.9

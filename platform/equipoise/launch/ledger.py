@@ -122,12 +122,16 @@ class Ledger:
         return len(self._optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)))
 
     def hear(self, number: int, step: int, quality: float | None, stability: float) -> bool:
-        """Note a run's Dice x S so far; whether it should stop, being worse than most at this step."""
+        """Note a run's Dice x S so far; whether it should stop, being worse than most at this step.
+
+        A study's first points are its controls, such as published settings: they run to their end or divergence.
+        """
         if quality is None:
             return False
         trial = self._open[number]
         trial.report(quality * stability, step)
-        return trial.should_prune()
+        worse = trial.should_prune()  # asked for controls too: the pruner compares others with what it has been asked
+        return worse and number >= len(self.study.first)
 
     def close(self, number: int, name: str) -> None:
         """Tell how a run ended that no error ended; one without a verdict was stopped by the pruner."""

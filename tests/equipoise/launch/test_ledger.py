@@ -97,7 +97,7 @@ def test_a_run_stopped_for_its_dice_is_pruned_with_what_it_reported_and_its_reco
     for rank, point in enumerate(points):
         assert point is not None
         stops.append(ledger.hear(point.number, 100, 0.9 - 0.2 * rank, 1.0))
-    assert stops == [False, True, True, True]  # the better half goes on: of up to three, the best
+    assert stops == [False, False, True, True]  # the better half goes on, and so do both first points
     last = points[-1]
     assert last is not None
     ledger.close(run(folder, last, 0.3, None, 100), last.name)
