@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 
 .PHONY: study test lint types bench dashboard setup constraints clean
 
@@ -18,7 +19,7 @@ lint: $(STAMP)  ## style and formatting
 types: $(STAMP)  ## strict types
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## benchmarks, as ratios within one run; ONLY=step runs one family
+bench: $(PEERS)  ## benchmarks, as ratios within one run; ONLY=step runs one family
 	$(BIN)/python tests/benchmarks $(if $(ONLY),--only $(ONLY))
 
 dashboard: $(STAMP)  ## the latest study in the browser, on this machine only
@@ -31,7 +32,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
 	touch $@
 
-constraints: $(STAMP)  ## pin what is installed now
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,peers]" -c constraints.txt
+	touch $@
+
+constraints: $(PEERS)  ## pin what is installed now
 	( echo "# Exact versions of everything an installation holds. Renewed by: make constraints"; \
 	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/^\(torch==[^+]*\).*/\1/' ) > constraints.txt
 

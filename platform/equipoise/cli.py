@@ -24,7 +24,8 @@ from equipoise.study import StudyFolder, latest_study
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
-from slicestore.ingest import Input, ingest, inputs_from_folder, inputs_from_table
+from slicestore.ingest import ingest
+from slicestore.inputs import Input, inputs_from_folder, inputs_from_table
 from slicestore.phantom import write_cohort
 from slicestore.preprocess import Preprocessing
 from slicestore.store import Domain, Store

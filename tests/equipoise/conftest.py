@@ -13,7 +13,8 @@ import torch
 from equipoise.batches import Cohort
 from equipoise.config import NetConfig, OptimConfig, RunConfig
 from slicestore.geometry import Geometry
-from slicestore.ingest import Input, ingest
+from slicestore.ingest import ingest
+from slicestore.inputs import Input
 from slicestore.preprocess import Preprocessing
 from slicestore.store import DOMAINS, Domain, Store
 from slicestore.volume import Volume, write

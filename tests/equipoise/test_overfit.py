@@ -10,7 +10,8 @@ from equipoise.config import NetConfig, OptimConfig, RunConfig
 from equipoise.metrics import dice
 from equipoise.train import fit
 from slicestore import phantom
-from slicestore.ingest import Input, ingest
+from slicestore.ingest import ingest
+from slicestore.inputs import Input
 from slicestore.preprocess import Preprocessing
 from slicestore.store import DOMAINS, Store
 from slicestore.volume import write

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from slicestore.geometry import Geometry
-from slicestore.ingest import Input
+from slicestore.inputs import Input
 from slicestore.preprocess import Preprocessing
 from slicestore.volume import Volume, write
 

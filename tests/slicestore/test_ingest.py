@@ -20,7 +20,8 @@ import SimpleITK as sitk
 
 from slicestore.errors import InputError
 from slicestore.geometry import Geometry
-from slicestore.ingest import Input, check, ingest, inputs_from_folder, inputs_from_table
+from slicestore.ingest import ingest
+from slicestore.inputs import Input, check, inputs_from_folder, inputs_from_table
 from slicestore.preprocess import Preprocessing, restore
 from slicestore.store import Store
 from slicestore.volume import Volume, read, write
@@ -148,7 +149,8 @@ def test_a_patient_named_alike_in_both_domains_is_in_the_same_split_of_both(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from slicestore.ingest import ingest, inputs_from_table
+from slicestore.ingest import ingest
+from slicestore.inputs import inputs_from_table
 from slicestore.preprocess import Preprocessing
 left, sync = int(sys.argv[3]), os.fsync
 def fsync(handle):

@@ -31,7 +31,8 @@ from equipoise.study import Account, Study, StudyFolder
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
-from slicestore.ingest import ingest, inputs_from_table
+from slicestore.ingest import ingest
+from slicestore.inputs import inputs_from_table
 from slicestore.phantom import write_cohort
 from slicestore.preprocess import Preprocessing
 from slicestore.store import Domain, Store
