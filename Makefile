@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: study test lint types bench dashboard setup constraints clean
+.PHONY: study test soak lint types bench dashboard setup constraints clean
 
 study: $(STAMP)  ## the main job on synthetic heads: a small stability study on this machine
 	$(BIN)/python studies/stability_sweep.py
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
+
+soak: $(STAMP)  ## what is too long for every change: 50 kills at random moments of an ingest
+	EQUIPOISE_KILLS=50 $(BIN)/python -m pytest --timeout 1800 tests/slicestore/test_kill.py
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

@@ -6,11 +6,15 @@ Commands that need Ray, W&B or Optuna import them when they run, so that the res
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -19,90 +23,72 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tyro.conf import Positional
 
 from equipoise.config import PUBLISHED, RunConfig
+from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
+from equipoise.store_cli import describe, shown, spread_here, store, volumes_table
 from equipoise.study import StudyFolder, latest_study
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
 from slicestore.ingest import ingest
-from slicestore.inputs import Input, inputs_from_folder, inputs_from_table
 from slicestore.phantom import write_cohort
-from slicestore.preprocess import Preprocessing
-from slicestore.store import Domain, Store
+from slicestore.place import Place
+from slicestore.settings import PRESETS, Preprocessing
+from slicestore.spread import Spread
+from slicestore.store import Store
 
 Unprefixed = tyro.conf.arg(name="")
 
 
 def prepare(
-    store: Positional[Path],
+    store: Positional[str],
     /,
-    preprocessing: Annotated[Preprocessing, Unprefixed],
-    table: Path | None = None,
-    source: Path | None = None,
-    target: Path | None = None,
-    source_label: Path | None = None,
-    target_label: Path | None = None,
-    mask: str | None = None,
+    raw: Annotated[RawVolumes, Unprefixed],
+    preprocessing: Annotated[Preprocessing, Unprefixed] = PRESETS["recommended"],
+    preset: Literal["recommended", "seed2022"] = "recommended",
     seed: int = 0,
+    processes: int | None = None,
+    address: str | None = None,
+    key_file: Path | None = None,
 ) -> None:
     """Make a store of training slices from raw volumes; unchanged volumes of an existing one are kept.
 
     Args:
-        store: folder of the store, such as cohort.zarr.
+        store: folder of the store, such as cohort.zarr, or s3://bucket/prefix.
+        raw: where the volumes are.
         preprocessing: what is done to every volume.
-        table: CSV or TSV with columns subject, domain (source or target), image and a column of masks.
-        source: instead of a table, a folder of labelled volumes, or one volume.
-        target: a folder of volumes of the other modality, or one volume.
-        source_label: the mask of `source`, where that is one volume.
-        target_label: a mask of `target` for evaluation only, where that is one volume.
-        mask: which mask: the table's column, or the ending of a mask's file name; "label" by default.
+        preset: the settings that those given one by one depart from.
         seed: seed of the split by subject.
+        processes: how many volumes at a time; as many as there are cores and memory for by default.
+        address: instead of processes here, a Ray cluster ("auto" or HOST:PORT), every node of which must see the raw
+            volumes and the store under the same paths.
+        key_file: where the pseudonyms' key goes; by default beside the store, or here if that is in S3.
     """
-    if (table is None) == (source is None or target is None):
+    inputs = raw.inputs()
+    if address is not None and processes is not None:
         raise InputError(
             "prepare",
-            found="neither a table nor both domains, or too much of both",
-            rule="volumes come from --table, or from --source and --target",
-            remedy="give one of the two",
+            found="--processes and --address",
+            rule="processes of this machine or a cluster does the work",
+            remedy="leave one of the two out",
         )
-    inputs = (
-        inputs_from_table(table, mask)
-        if table
-        else [*_inputs("source", source, source_label, mask), *_inputs("target", target, target_label, mask)]
-    )
     console = Console()
-    with _bar(console) as bar:
-        task = bar.add_task("volumes", total=len(inputs))
-        made = ingest(
-            inputs,
-            store,
-            preprocessing,
-            seed=seed,
-            progress=lambda done, _, what: bar.update(task, completed=done, description=what),
-        )
-    _describe(console, made)
+    with _spread(address, processes, len(inputs)) as spread, shown(console) as progress:
+        made = ingest(inputs, store, preprocessing, seed=seed, progress=progress, key_file=key_file, spread=spread)
+    describe(console, made)
+    console.print(volumes_table(made))
 
 
-def _inputs(domain: Domain, path: Path | None, label: Path | None, mask: str | None) -> list[Input]:
-    if path is None:
-        return []
-    if path.is_dir() and label is None:
-        return inputs_from_folder(path, domain, mask=mask)
-    return [Input(domain, domain, path, label)]
+@contextmanager
+def _spread(address: str | None, processes: int | None, items: int) -> Iterator[Spread]:
+    if address is None:
+        yield spread_here(processes, items)
+        return
+    from equipoise.launch.cluster import connect
+    from equipoise.launch.spread import ray_tasks
 
-
-def _describe(console: Console, store: Store) -> None:
-    for domain in ("source", "target"):
-        entries = store.select(domain)
-        parts = {p: sum(e.split == p for e in entries) for p in ("train", "val", "test")}
-        console.print(
-            f"{domain}: {len(entries)} volumes, {sum(e.slices for e in entries)} slices of {store.size} x "
-            f"{store.size}; subjects: " + ", ".join(f"{n} {p}" for p, n in parts.items()),
-            highlight=False,
-        )
-        if not parts["val"]:
-            console.print(f"no {domain} subject is left to validate on: Dice cannot be measured there")
-    console.print(f"{store.path}: {store.classes} classes, fingerprint {store.fingerprint[:12]}", soft_wrap=True)
+    with connect(address):
+        yield ray_tasks
 
 
 def phantom(folder: Positional[Path], /, subjects: int = 5, seed: int = 0, original_size: bool = False) -> None:
@@ -119,7 +105,7 @@ def phantom(folder: Positional[Path], /, subjects: int = 5, seed: int = 0, origi
 
 
 def train(
-    store: Positional[Path],
+    store: Positional[str],
     out: Positional[Path],
     /,
     run: Annotated[RunConfig, Unprefixed] = PUBLISHED,
@@ -131,7 +117,7 @@ def train(
     """Train one run, or continue it where its folder left off.
 
     Args:
-        store: the store to train on.
+        store: the store to train on, a folder or s3://bucket/prefix.
         out: the run's folder: settings, signals, panels, checkpoints, verdict.
         run: the run's settings; the published ones by default.
         gpus_per_worker: with --workers above 1; without it, 1 where there are GPUs.
@@ -163,7 +149,7 @@ def train(
         console.print(f"panels: {picture}", soft_wrap=True)
 
 
-def _train_here(console: Console, record: Record, run: RunConfig, store: Path) -> None:
+def _train_here(console: Console, record: Record, run: RunConfig, store: str) -> None:
     from equipoise.launch.local import launch
 
     with _bar(console) as bar:
@@ -174,14 +160,14 @@ def _train_here(console: Console, record: Record, run: RunConfig, store: Path) -
             bar.update(task, completed=progress.step, description=" ".join(said))
 
 
-def _train_over_workers(record: Record, run: RunConfig, store: Path, cpus: float, gpus: float | None) -> None:
+def _train_over_workers(record: Record, run: RunConfig, store: str, cpus: float, gpus: float | None) -> None:
     from equipoise.launch.cluster import Share, connect, room
     from equipoise.launch.ray_train import train
 
     with connect(None):
         share = Share.here(cpus, gpus)
         room(share, run.workers)
-        train(record.folder.absolute(), run, store.absolute(), share)
+        train(record.folder.absolute(), run, Place.at(store).url, share)
 
 
 def report(folder: Annotated[Path | None, Positional[Path | None]] = None, /, results: Path = Path("results")) -> None:
@@ -237,13 +223,21 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-COMMANDS = {c.__name__: c for c in (prepare, phantom, train, report, dashboard, doctor)}
+COMMANDS = {c.__name__: c for c in (prepare, store, phantom, train, report, dashboard, doctor)}
+
+
+def _preset() -> Preprocessing:
+    """The settings of --preset, which must be known before the other options are read: they depart from it."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset")
+    return PRESETS.get(first.parse_known_args()[0].preset, PRESETS["recommended"])
 
 
 def main() -> None:
     """Run a command; a user's mistake is told without a traceback, and exits with 2."""
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="equipoise", description="Studies of SIFA's stability.")
+        commands = COMMANDS | {"prepare": partial(prepare, preprocessing=_preset())}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="equipoise", description="Studies of SIFA's stability.")
     except InputError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)

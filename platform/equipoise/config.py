@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from slicestore.settings import LEVELS
+
 AdversarialName = Literal["lsgan", "ns", "hinge"]
 ScheduleName = Literal["constant", "linear_half"]
-LimitsName = Literal["domain", "pooled"]
+LimitsName = Literal["domain", "pooled", "fixed"]
+SplitName = Literal["subject", "slice"]
 Leaf = float | int | bool | str
 
 
@@ -118,15 +121,99 @@ def _require(where: str, value: object, holds: bool, rule: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig(Config):
+    """How far training slices are changed at random; 0 is not at all, and off. See `augment` for the formulae."""
+
+    rotation_degrees: float = 0.0
+    """Largest angle in the plane, either way."""
+
+    scale: float = 0.0
+    """Largest growth as a share: .2 makes a slice up to 1.2 times as large, or as much smaller."""
+
+    flip: float = 0.0
+    """Probability that left and right change sides."""
+
+    gamma: float = 0.0
+    """Largest change of the grey curve as a share: .3 raises [0, 1] to a power between 1 / 1.3 and 1.3."""
+
+    gain: float = 0.0
+    """Largest change of contrast as a share: .1 multiplies [0, 1] by a factor between .9 and 1.1."""
+
+    shift: float = 0.0
+    """Largest change of brightness, either way, in units of the range from -1 to 1."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        Config.__post_init__(self)
+        for name, most in (
+            ("rotation_degrees", 180),
+            ("flip", 1),
+            ("gain", 1),
+            ("shift", 2),
+            ("scale", 4),
+            ("gamma", 4),
+        ):
+            value = getattr(self, name)
+            _require(f"data.augment.{name}", value, 0 <= value <= most, f"must lie in [0, {most}]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig(Config):
-    """Which slices a run sees, and on which scale."""
+    """Which slices a run sees, in which order, and on which scale."""
 
     cohort: str = ""
     """Fingerprint of the store's content; filled in when a run is bound to a store, so that a swap is noticed."""
 
+    split: SplitName = "subject"
+    """What is dealt to training, validation and test: subjects (default), or the slices of all subjects, as the 2022
+    study did. By slice, neighbouring slices of one subject train and validate, and the Dice is one of memory."""
+
     limits: LimitsName = "domain"
-    """Where the minimum and maximum that map to -1 and 1 come from: each domain's training subjects (default), or both
-    domains pooled, as the 2022 study did."""
+    """Where the minimum and maximum that map to -1 and 1 come from: each domain's training subjects (default), both
+    domains pooled, as the 2022 study did, or `source_low` to `target_high` (`fixed`)."""
+
+    source_low: float = -1.8
+    """Of `limits="fixed"`: the standardised value that becomes -1 in the source domain. The four defaults are those of
+    SIFA's published cardiac MR (source) and CT (target), from its data loader."""
+
+    source_high: float = 4.4
+    """The standardised value that becomes 1 in the source domain."""
+
+    target_low: float = -2.8
+    """As `source_low`, in the target domain."""
+
+    target_high: float = 3.2
+    """As `source_high`, in the target domain."""
+
+    percentile: float = 0.0
+    """Percentage of the training subjects' values beyond either limit, which are clipped to -1 and 1; 0 takes minimum
+    and maximum, and clips nothing."""
+
+    foreground: float = 0.0
+    """Share of a batch's source slices that are drawn from slices with foreground, the others from those without; 0
+    takes them as they come."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges and what only holds between settings."""
+        Config.__post_init__(self)
+        _require(
+            "data.percentile",
+            self.percentile,
+            self.percentile in (0, *LEVELS),
+            f"must be one of {', '.join(map(str, (0, *LEVELS)))}",
+        )
+        _require("data.foreground", self.foreground, 0 <= self.foreground <= 1, "must lie in [0, 1]")
+        _require(
+            "data.percentile",
+            self.percentile,
+            self.percentile == 0 or self.limits != "fixed",
+            'must be 0 where data.limits is "fixed", which measures nothing',
+        )
+        for domain in ("source", "target"):
+            low, high = getattr(self, f"{domain}_low"), getattr(self, f"{domain}_high")
+            _require(f"data.{domain}_low", low, low < high, f"must be less than data.{domain}_high ({high})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,9 +229,15 @@ class NetConfig(Config):
     skip: bool = True
     """Whether generator and decoder add their input image before the last tanh."""
 
+    channels: int = 1
+    """Slices in an image: 3 shows the networks each slice between its two neighbours (2.5D), as published; masks and
+    pictures are of the middle one."""
+
     def __post_init__(self) -> None:
         """Check ranges."""
         Config.__post_init__(self)
+        odd = self.channels >= 1 and self.channels % 2 == 1
+        _require("net.channels", self.channels, odd, "must be odd, so that there is a middle slice: 1 or 3")
         _require("net.classes", self.classes, self.classes >= 2, "must be at least 2: background and one structure")
         _require("net.width", self.width, 0 < self.width <= 4, "must lie in (0, 4]")
 
@@ -297,5 +390,12 @@ class RunConfig(Config):
 PUBLISHED = RunConfig()
 """SIFA v2 as its authors run it."""
 
-STUDY_2022 = RunConfig().at("steps", 40_000).at("batch", 4).at("optim.lr", 2e-3).at("data.limits", "pooled")
+STUDY_2022 = (
+    RunConfig()
+    .at("steps", 40_000)
+    .at("batch", 4)
+    .at("optim.lr", 2e-3)
+    .at("data.limits", "pooled")
+    .at("data.split", "slice")
+)
 """The settings of the 2022 study that blew up; its port's defects (no instance norm, ...) are not among them."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from equipoise.batches import Cohort, Slices
+from equipoise.batches import Cohort
 from equipoise.nets import Sifa
+from equipoise.shelf import Shelf, Slices
 
 
 def dice(prediction: Tensor, label: Tensor, classes: int) -> float:
@@ -31,14 +32,15 @@ def dice(prediction: Tensor, label: Tensor, classes: int) -> float:
     return sum(scores) / len(scores)
 
 
-def subject_dice(prediction: Tensor, slices: Slices, classes: int) -> float | None:
+def subject_dice(prediction: Tensor, slices: Shelf | Slices, classes: int) -> float | None:
     """Mean over subjects of each subject's Dice over all of its slices; None without labels."""
-    if slices.label is None or not len(slices):
+    label = slices.label
+    if label is None or not len(slices):
         return None
     scores = []
     for subject in sorted(set(slices.subject)):
         mine = [i for i, s in enumerate(slices.subject) if s == subject]
-        scores.append(dice(prediction[mine], slices.label[mine], classes))
+        scores.append(dice(prediction[mine], label[mine], classes))
     return sum(scores) / len(scores)
 
 
@@ -61,12 +63,13 @@ def evaluate(net: Sifa, cohort: Cohort, *, batch: int = 8) -> dict[str, float]:
     return {name: score for name, score in scores.items() if score is not None}
 
 
-def _segment(net: Sifa, slices: Slices, batch: int, *, translate: bool) -> Tensor:
-    if slices.label is None or not len(slices):
-        return torch.empty(0, dtype=torch.long)
-    size = (slices.image.shape[-2], slices.image.shape[-1])
-    parts = []
-    for image in slices.image.split(batch):
-        features = net.encoder(net.generator(image) if translate else image)
-        parts.append(net.segmenter(features.high, size).argmax(1))
-    return torch.cat(parts)
+def _segment(net: Sifa, slices: Shelf | Slices, batch: int, *, translate: bool) -> Tensor:
+    """Class indices (N, H, W) uint8 on the device; images are brought there a batch at a time."""
+    parts = [torch.empty(0, dtype=torch.uint8)]
+    if slices.area is not None and len(slices):
+        numbers = [range(len(slices))[start : start + batch] for start in range(0, len(slices), batch)]
+        for now, then in zip(numbers, [*numbers[1:], None], strict=True):
+            image = slices.take(now, then).image
+            features = net.encoder(net.generator(image) if translate else image)
+            parts.append(net.segmenter(features.high, (image.shape[-2], image.shape[-1])).argmax(1).to(torch.uint8))
+    return torch.cat(parts[1:] or parts)

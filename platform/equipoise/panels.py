@@ -28,7 +28,7 @@ class Panels:
     """Probe slices and what a run makes of them."""
 
     images: dict[str, np.ndarray]
-    """`x_*`: `(K, H, W)` float32 in [-1, 1]."""
+    """`x_*`: `(K, H, W)` float32 in [-1, 1]; of a stack of neighbours the middle slice."""
     masks: dict[str, np.ndarray]
     """`y_s`, `mask_st`, `mask_t`: `(K, H, W)` uint8 class indices."""
 
@@ -75,7 +75,7 @@ def draw(net: Sifa, cohort: Cohort, count: int = 4) -> Panels:
     if source.label is not None:
         masks["y_s"] = source.label[:k]
     return Panels(
-        {n: x[:, 0].float().cpu().numpy() for n, x in images.items()},
+        {n: x[:, x.shape[1] // 2].float().cpu().numpy() for n, x in images.items()},
         {n: m.to(torch.uint8).cpu().numpy() for n, m in masks.items()},
     )
 

@@ -29,11 +29,11 @@ class Batch(NamedTuple):
     """Slices of both domains, unpaired."""
 
     source: Tensor
-    """`(B, 1, H, W)` in [-1, 1]."""
+    """`(B, C, H, W)` in [-1, 1]; C slices, of which the middle one is labelled."""
     label: Tensor
     """Class indices of `source`, `(B, H, W)` int64."""
     target: Tensor
-    """`(B, 1, H, W)` in [-1, 1]."""
+    """`(B, C, H, W)` in [-1, 1]."""
 
 
 class Images(NamedTuple):

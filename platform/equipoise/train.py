@@ -62,7 +62,9 @@ class Run:
     def start(cls, config: RunConfig, device: torch.device, ranks: Ranks) -> Run:
         """Fresh networks from the config's seed, the same on all ranks; then each rank its own random numbers."""
         torch.manual_seed(config.seed)
-        net = Sifa(classes=config.net.classes, width=config.net.width, skip=config.net.skip).to(device).train()
+        shape = config.net
+        net = Sifa(classes=shape.classes, channels=shape.channels, width=shape.width, skip=shape.skip)
+        net = net.to(device).train()
         ranks.share_weights(net)
         torch.manual_seed(config.seed * 1009 + ranks.rank + 1)
         pools = Pools(*(ImagePool(config.pool, seed=config.seed * 1009 + 2 * ranks.rank + i) for i in range(2)))
@@ -72,7 +74,7 @@ class Run:
     def state(self) -> State:
         """Everything that `load` needs, for this rank."""
         shared = {
-            "step": self.done,
+            "step": self.done,  # and the sampler's position: what a batch holds depends on seed and step alone
             "net": copy.deepcopy(self.net.state_dict()),  # torch hands out the live tensors
             "players": copy.deepcopy(self.players.state_dict()),
             "monitor": self.monitor.state_dict(),

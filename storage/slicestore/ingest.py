@@ -1,44 +1,85 @@
 """From raw images to a store: check everything, prepare what is new, commit volume by volume.
 
-Knows who a subject is and in what order things are written; knows nothing of tables, voxels or codecs.
+Knows who a subject is and in what order things are written; knows nothing of tables, voxels or codecs. Work on volumes
+is spread by whoever calls; one volume at a time and process is in memory.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from slicestore import store as files
+from slicestore import volume, writer
 from slicestore.errors import InputError
 from slicestore.inputs import Input, check
-from slicestore.preprocess import Preprocessing, prepare
+from slicestore.layout import DOMAINS, SCHEMA, Domain, group_name
+from slicestore.place import Folder, Place
+from slicestore.preprocess import prepare
+from slicestore.settings import Prepared, Preprocessing
 from slicestore.splits import Part, split
-from slicestore.store import DOMAINS, SCHEMA, Store, write_json
-from slicestore.volume import read
+from slicestore.spread import Spread, here
+from slicestore.store import Store
 
 Progress = Callable[[int, int, str], None]
 """Called with volumes done, volumes in all, and what happened to the last one."""
+OBLIQUE_DEGREES = 15.0
+"""Axes further than this from the patient's are worth a word: slices are then not what a reader takes them for."""
+
+
+class Raw(Protocol):
+    """What every kind of raw volume says of itself."""
+
+    @property
+    def domain(self) -> Domain:
+        """Source or target."""
+        ...
+
+    @property
+    def subject(self) -> str:
+        """The user's own name; it stays out of the store."""
+        ...
+
+
+R = TypeVar("R", bound=Raw)
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
-    """An input with its pseudonym and the key that names its content."""
+class Kind(Generic[R]):
+    """How one kind of raw volume is read. Functions of a module, so that they can be pickled."""
 
-    input: Input
-    pseudonym: str
-    key: str
+    files: Callable[[R], Mapping[str, str | None]]
+    """Its files by role, for messages and the key file: "image" at least."""
+    digests: Callable[[R, Preprocessing], Mapping[str, str | None]]
+    """Hashes of the bytes that decide what comes of it, by role: "image" at least."""
+    examine: Callable[[R, Preprocessing], None]
+    """Read it to the end for its errors alone."""
+    prepare: Callable[[R, Preprocessing], Prepared]
+    """Make its slices."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Task(Generic[R]):
+    """One raw volume on its way into the store; plain data that another process can take."""
+
+    raw: R
+    kind: Kind[R]
+    config: Preprocessing
+    place: Place
+    pseudonym: str = ""
+    key: str = ""
+
+    def __str__(self) -> str:
+        return self.kind.files(self.raw)["image"] or "volume"
 
     @property
     def group(self) -> str:
-        return files.group_name(self.input.domain, self.pseudonym, self.key)
+        return group_name(self.raw.domain, self.pseudonym, self.key)
 
 
 def ingest(
@@ -48,179 +89,266 @@ def ingest(
     *,
     seed: int = 0,
     progress: Progress | None = None,
+    key_file: Path | None = None,
+    spread: Spread = here,
 ) -> Store:
-    """Make or update a store from raw volumes.
+    """Make or update a store from raw images.
 
     All inputs are checked by their headers, and new ones read to the end, before anything is written. A volume whose
     bytes and preprocessing are unchanged is kept, so that a second call does nothing and one after a crash goes on
-    where the first stopped. The map from pseudonym to subject and files goes to `<store>.key.json` beside the store,
-    readable by its owner alone.
+    where the first stopped. The map from pseudonym to subject and files goes to `key_file`, readable by its owner
+    alone: by default `<store>.key.json` beside a folder, and in the working folder for a store in S3.
+
+    Args:
+        inputs: the whole cohort; what the store has beyond it is dropped.
+        store: folder or `s3://bucket/prefix`.
+        config: what preprocessing is told.
+        seed: of the split.
+        progress: told of every volume as it is done.
+        key_file: see above.
+        spread: how the work on volumes is spread, see `slicestore.spread`.
 
     Raises:
-        InputError: an input breaks a rule, the path holds something else, or another ingest is at work on it.
+        InputError: an input breaks a rule, the place holds something else or cannot be written to, or another ingest
+            is at work on it.
     """
-    store = Path(store).resolve()
     check(inputs)
-    keys = _keys(inputs, config)
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(store):
-        known = files.committed_keys(store)
-        for raw in (raw for raw, key in zip(inputs, keys, strict=True) if key[:12] not in known):
-            _examine(raw)
-        files.create(store)
-        names = _pseudonyms(store.with_name(f"{store.name}.key.json"), inputs)
-        plan = sorted(map(_Planned, inputs, names, keys), key=lambda item: item.group)
-        files.sweep(store, lambda group: True)
-        commits = {}
-        for done, item in enumerate(plan, start=1):
-            kept = files.committed(store, item.group)
-            commits[item] = kept or _make(store, item, config)
-            if progress:
-                progress(done, len(plan), f"{item.pseudonym} {'kept' if kept else 'made'}")
-        classes = _classes({item: commit["classes"] for item, commit in commits.items()})
-        files.finish(store, _splits(plan, seed), config, classes=classes, seed=seed)
+    return assemble(inputs, IMAGES, store, config, seed=seed, progress=progress, key_file=key_file, spread=spread)
+
+
+def assemble(
+    raws: Sequence[R],
+    kind: Kind[R],
+    store: str | Path,
+    config: Preprocessing,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+    key_file: Path | None = None,
+    spread: Spread = here,
+) -> Store:
+    """Make or update a store from raw volumes of any kind; as `ingest`, which checks images first."""
+    place = Place.at(store)
+    tasks = [_Task(raw, kind, config, place) for raw in raws]
+    keys = _keys(tasks, spread)
+    with place.lock():
+        known = {group.rpartition("-")[2] for group in writer.committed_groups(place)}
+        new = [task for task, key in zip(tasks, keys, strict=True) if key[:12] not in known]
+        for _ in _each(spread, _examine, new):
+            pass
+        writer.create(place)
+        names = _pseudonyms(key_file or _key_file(place), tasks)
+        plan = [_Task(raw, kind, config, place, name, key) for raw, name, key in zip(raws, names, keys, strict=True)]
+        writer.sweep(place, lambda group: True)
+        commits = _committed(place, sorted(plan, key=lambda task: task.group), progress, spread)
+        _hold_classes(plan, commits)
+        writer.finish(place, commits, _splits(plan, seed), config, seed)
     return Store.open(store)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def _image_files(raw: Input) -> dict[str, str | None]:
+    paths = {"image": raw.image, "label": raw.label, "brain": raw.brain}
+    told = {role: str(path.resolve()) if path else None for role, path in paths.items()}
+    return told if raw.component is None else told | {"component": str(raw.component)}
+
+
+def _image_digests(raw: Input, config: Preprocessing) -> dict[str, str | None]:
+    return {
+        "image": volume.digest(raw.image, raw.component),
+        "label": volume.digest(raw.label) if raw.label else None,
+        "brain": volume.digest(raw.brain) if raw.brain and config.needs_brain else None,
+    }
+
+
+def _examine_image(raw: Input, config: Preprocessing) -> None:
+    """Better a second's reading twice than half a cohort."""
+    volume.read(raw.image, raw.component)
+    for mask in (raw.label, raw.brain if config.needs_brain else None):
+        if mask is not None:
+            volume.read(mask)
+
+
+def _prepare_image(raw: Input, config: Preprocessing) -> Prepared:
+    label = volume.read(raw.label) if raw.label else None
+    brain = volume.read(raw.brain) if raw.brain and config.needs_brain else None
+    return prepare(volume.read(raw.image, raw.component), label, config, brain=brain, where=raw.image)
+
+
+IMAGES: Kind[Input] = Kind(_image_files, _image_digests, _examine_image, _prepare_image)
+"""Image files and DICOM folders."""
+
+
+# --- work that is spread ----------------------------------------------------------------------------------------------
+
+
+def _each(
+    spread: Spread, work: Callable[[_Task[R]], Any], tasks: Sequence[_Task[R]]
+) -> Generator[tuple[int, Any], None, None]:
+    """Do the work on every task; number and result of each, as they finish. Closing it ends the work."""
+    yield from spread(_work, [_Numbered(work, number, task) for number, task in enumerate(tasks)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbered:
+    """A task that finds its way back: results come in any order."""
+
+    work: Callable[[Any], Any]
+    number: int
+    task: _Task[Any]
+
+    def __str__(self) -> str:
+        return str(self.task)
+
+
+def _work(item: _Numbered) -> tuple[int, Any]:
+    return item.number, item.work(item.task)
+
+
+def _digest(task: _Task[R]) -> Mapping[str, str | None]:
+    return task.kind.digests(task.raw, task.config)
+
+
+def _examine(task: _Task[R]) -> None:
+    task.kind.examine(task.raw, task.config)
+
+
+def _make(task: _Task[R]) -> dict[str, Any]:
+    prepared = task.kind.prepare(task.raw, task.config)
+    return writer.write_volume(
+        task.place, prepared, domain=task.raw.domain, subject=task.pseudonym, key=task.key, settings=task.config
+    )
 
 
 # --- steps of an ingest -----------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _alone(store: Path) -> Iterator[None]:
-    """Hold the store's lock, which the system drops with the process; a second ingest is refused, not queued."""
-    path = store.with_name(f"{store.name}.lock")
-    with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise InputError(
-                store,
-                found=f"another ingest at work on it (process {lock.read().strip() or 'unknown'})",
-                rule="one ingest writes a store at a time",
-                remedy="wait until it has finished",
-            ) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
-        yield
-
-
-def _keys(inputs: Sequence[Input], config: Preprocessing) -> list[str]:
+def _keys(tasks: Sequence[_Task[R]], spread: Spread) -> list[str]:
     """Name each volume's content: raw bytes and preprocessing, on any machine.
 
     Raises:
         InputError: one image given for two subjects of a domain, which would leak between splits.
     """
+    digests = dict(_each(spread, _digest, tasks))
     keys: list[str] = []
-    seen: dict[tuple[str, str], Input] = {}
-    for item in inputs:
-        image = _digest(item.image)
-        twin = seen.setdefault((item.domain, image), item)
-        if twin is not item:
+    seen: dict[tuple[str, str | None], _Task[R]] = {}
+    for number, task in enumerate(tasks):
+        found = digests[number]
+        twin = seen.setdefault((task.raw.domain, found["image"]), task)
+        if twin is not task:
             raise InputError(
-                item.image,
-                found=f"the same bytes as {twin.image}",
+                task,
+                found=f"the same bytes as {twin}",
                 rule="an image belongs to one subject, or it could be trained on and tested on",
                 remedy="leave one of them out",
             )
-        told = {
-            "schema": SCHEMA,
-            "preprocessing": config.fingerprint,
-            "image": image,
-            "label": _digest(item.label) if item.label else None,
-        }
+        told = {"schema": SCHEMA, "preprocessing": task.config.fingerprint, **found}
         keys.append(hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest())
     return keys
 
 
-def _digest(path: Path) -> str:
-    """Hash of a file, or of what it holds where the voxels are in another file."""
-    if path.suffix.lower() != ".mhd":
-        return files.sha256(path)
-    volume = read(path)
-    return hashlib.sha256(json.dumps(volume.geometry.to_dict()).encode() + volume.voxels.tobytes()).hexdigest()
+def _key_file(place: Place) -> Path:
+    folder = place.path.parent if isinstance(place, Folder) else Path.cwd()
+    return folder / f"{place.name}.key.json"
 
 
-def _pseudonyms(path: Path, inputs: Sequence[Input]) -> list[str]:
+def _pseudonyms(path: Path, tasks: Sequence[_Task[R]]) -> list[str]:
     """Name each input: as the key file does, and what is new to it by the lowest free number in sorted order."""
+    beside = Folder(path.resolve().parent)
     try:
-        known = json.loads(path.read_text()) if path.exists() else {}
+        before = bytes(beside.get(path.name))
+        known = json.loads(before)
         names = {(facts["domain"], facts["subject"]): name for name, facts in known.items()}
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except FileNotFoundError:
+        before, names = b"", {}
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, KeyError):
         raise InputError(
             path,
             found="a damaged key file",
             rule="it maps pseudonyms to subjects",
             remedy="restore it from a backup, or delete it to have the subjects numbered anew",
         ) from None
-    wanted = sorted((item.domain, item.subject) for item in inputs)
+    wanted = sorted((task.raw.domain, task.raw.subject) for task in tasks)
     names = {who: name for who, name in names.items() if who in wanted}
+    taken = set(names.values())
     for who in wanted:
         free = (f"{who[0][0]}{number:03d}" for number in itertools.count())
-        names.setdefault(who, next(name for name in free if name not in names.values()))
-    write_json(
-        path,
-        {
-            names[item.domain, item.subject]: {
-                "domain": item.domain,
-                "subject": item.subject,
-                "image": str(item.image.resolve()),
-                "label": str(item.label.resolve()) if item.label else None,
-            }
-            for item in inputs
-        },
-        mode=0o600,
-    )
-    return [names[item.domain, item.subject] for item in inputs]
+        names.setdefault(who, next(name for name in free if name not in taken))
+        taken.add(names[who])
+    table = {
+        names[task.raw.domain, task.raw.subject]: {
+            "domain": task.raw.domain,
+            "subject": task.raw.subject,
+            **task.kind.files(task.raw),
+        }
+        for task in tasks
+    }
+    data = (json.dumps(table, indent=1, sort_keys=True) + "\n").encode()
+    if data != before:
+        beside.put(path.name, data, private=True)
+    return [names[task.raw.domain, task.raw.subject] for task in tasks]
 
 
-def _examine(item: Input) -> None:
-    """Read a raw volume and its label for their errors alone: better a second's reading twice than half a cohort."""
-    for path in (item.image, item.label):
-        if path is not None:
-            read(path)
+def _committed(
+    place: Place, plan: Sequence[_Task[R]], progress: Progress | None, spread: Spread
+) -> dict[str, Mapping[str, Any]]:
+    """Keep what is there and make what is not; commit records by group."""
+    commits: dict[str, Mapping[str, Any]] = {}
+
+    def done(task: _Task[R], commit: Mapping[str, Any], what: str) -> None:
+        commits[task.group] = commit
+        if progress:
+            degrees = commit["record"].get("oblique_degrees") or 0.0
+            note = f"; its axes are {degrees:.0f} degrees off the patient's" if degrees > OBLIQUE_DEGREES else ""
+            progress(len(commits), len(plan), f"{task.pseudonym} {what}{note}")
+
+    missing = []
+    for task in plan:
+        if commit := writer.committed(place, task.group):
+            done(task, commit, "kept")
+        else:
+            missing.append(task)
+    with closing(_each(spread, _make, missing)) as results:  # or processes would work on when `progress` raises
+        for number, commit in results:
+            done(missing[number], commit, "made")
+    return commits
 
 
-def _make(store: Path, item: _Planned, config: Preprocessing) -> dict[str, Any]:
-    raw = item.input
-    label = read(raw.label) if raw.label else None
-    prepared = prepare(read(raw.image), label, config, where=raw.image)
-    return files.write_volume(
-        store, prepared, domain=raw.domain, subject=item.pseudonym, key=item.key, preprocessing=config.fingerprint
-    )
-
-
-def _classes(found: Mapping[_Planned, int]) -> int:
-    """Give the number of classes that the source labels have.
+def _hold_classes(plan: Sequence[_Task[R]], commits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Hold that labels have classes to learn, and the same in both domains.
 
     Raises:
-        InputError: they have no foreground, or a target label has a class that they lack.
+        InputError: source labels have no foreground, or a target label has a class that they lack.
     """
-    classes = max(number for item, number in found.items() if item.input.domain == "source")
+    found = [(task, commits[task.group]["classes"]) for task in plan]
+    classes = max(number for task, number in found if task.raw.domain == "source")
     if classes < 2:
-        label = next(item.input.label for item in found if item.input.domain == "source")
         raise InputError(
-            label,
+            next(_label(task) for task in plan if task.raw.domain == "source"),
             found="nothing but background in any source label",
             rule="the segmenter needs a foreground to learn",
             remedy="check that these are the masks",
         )
-    for item, number in found.items():
+    for task, number in found:
         if number > classes:
             raise InputError(
-                item.input.label,
+                _label(task),
                 found=f"class {number - 1}",
                 rule=f"a target label has the source's classes, 0 to {classes - 1}",
                 remedy="renumber its classes",
             )
-    return classes
 
 
-def _splits(plan: Sequence[_Planned], seed: int) -> dict[str, Part]:
+def _label(task: _Task[R]) -> str:
+    return task.kind.files(task.raw).get("label") or str(task)
+
+
+def _splits(plan: Sequence[_Task[R]], seed: int) -> dict[str, Part]:
     """Split each domain by its users' subject names, so that a patient named alike in both lands alike."""
     parts: dict[str, Part] = {}
     for domain in DOMAINS:
-        groups = {item.input.subject: item.group for item in plan if item.input.domain == domain}
+        groups = {task.raw.subject: task.group for task in plan if task.raw.domain == domain}
         parts |= {groups[subject]: part for subject, part in split(groups, seed=seed).items()}
     return parts

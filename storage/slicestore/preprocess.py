@@ -1,146 +1,87 @@
-"""From a raw volume to training slices and back: pure steps, and the one chain of them.
+"""From a raw volume to training slices and back: the one chain of steps.
 
-Knows grids, kernels and intensities; knows nothing of files, stores, domains or splits. Arrays are (slice, y, x).
+Knows the order of the steps and what each needs of the others; knows nothing of files, stores, domains or splits.
+Arrays are (slice, y, x).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import SimpleITK as sitk
-from scipy.sparse import csr_array
 
 from slicestore.errors import InputError
-from slicestore.geometry import Geometry
+from slicestore.frame import Box, box_of, canonical_axes, crop_pad, frame, inside, oblique_degrees, orient, shift_to
+from slicestore.geometry import Geometry, check_grids
+from slicestore.intensity import BACKGROUND_PERCENT, Histogram, shading, standardise, tissue_box, with_contrast
+from slicestore.labels import class_indices, label_facts, largest, resample_label
+from slicestore.resample import Between, nearest, resample, resample_planes
+from slicestore.settings import Prepared, Preprocessing
 from slicestore.volume import Volume
 
-VERSION = 1
-"""Version of the numbers that this file makes; raise it when they change, and every store is made anew."""
-CANONICAL = "LPS"
-"""Axes of a prepared volume point to the patient's left, posterior and superior: its slices are axial."""
-MAX_CLASSES = 32
-"""A label with a larger index is taken for a mistake (a 0/255 mask, an intensity image)."""
 MAX_LOST = 1e-3
 """Share of the foreground that the crop may cut off."""
-BACKGROUND_PERCENTILE = 0.5
-"""Percentile of a volume that stands for air. The minimum would follow one stray voxel, and the mode of the border is
-tissue where the field of view is a crop; this one is air wherever there is any, and the darkest tissue where there is
-none."""
-EMPTY_STD = 0.1
-"""A slice is empty when its standard deviation is below this share of the volume's: air has noise but no contrast."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """What the chain may be told; everything else about it is fixed by `VERSION`."""
+def prepare(
+    volume: Volume,
+    label: Volume | None,
+    config: Preprocessing,
+    *,
+    brain: Volume | None = None,
+    where: object = "volume",
+) -> Prepared:
+    """Run the chain: orient, correct shading, resample in-plane, standardise, strip, crop and pad, choose slices.
 
-    size: int = 256
-    """Width and height of a training slice in pixels; divisible by 8, the stride of SIFA's encoder."""
-    spacing_mm: float = 0.89
-    """In-plane distance between pixel centres, that of the study's SWI; the distance between slices is left as it
-    is."""
-    pad: Literal["background", "zero"] = "background"
-    """What fills the frame round an image smaller than `size`: its background value, or zero. `Store.stage` moves a
-    zero frame to the middle of the data-set limits, so that it is 0 after `normalise`: the mid-grey frame of the 2022
-    study."""
-    drop_empty: bool = False
-    """Leave out slices of air (see `EMPTY_STD`). Decided on the image alone, so that no label steers what a domain
-    sees."""
+    `brain` is a mask of the brain on the image's grid, used where the settings ask for it; what is not 0 is brain.
+    Orienting permutes and flips axes and never interpolates: an oblique volume keeps its own slices, and the record
+    tells by how much they are turned.
 
-    def __post_init__(self) -> None:
-        if self.size < 8 or self.size % 8:
-            raise InputError(
-                "Preprocessing.size",
-                found=self.size,
-                remedy=f"take {max(8, round(self.size / 8) * 8)}",
-                rule="a slice's side is a positive multiple of 8 pixels",
-            )
-        if not 0 < self.spacing_mm < 100:
-            raise InputError(
-                "Preprocessing.spacing_mm",
-                found=self.spacing_mm,
-                rule="a pixel is between 0 and 100 mm wide",
-                remedy="give the target spacing in mm",
-            )
-        if self.pad not in ("background", "zero"):
-            raise InputError(
-                "Preprocessing.pad",
-                found=repr(self.pad),
-                remedy="choose one of the two",
-                rule="a frame is filled with 'background' or 'zero'",
-            )
-
-    @property
-    def fingerprint(self) -> str:
-        """Names these settings and this code's version on any machine; 16 hexadecimal digits."""
-        canonical = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
-    """Training slices of one volume."""
-
-    image: np.ndarray
-    """float16 (n, size, size), standardised with the volume's own mean and standard deviation; finite."""
-    label: np.ndarray | None
-    """uint8 (n, size, size), class indices, 0 is background; None without a label."""
-    fraction: np.ndarray | None
-    """uint8 (n, size, size), share of each pixel that is foreground, times 255."""
-    record: dict[str, Any]
-    """All that `restore` and the store need, ready for JSON; see `prepare`."""
-
-
-def prepare(volume: Volume, label: Volume | None, config: Preprocessing, *, where: object = "volume") -> Prepared:
-    """Run the chain: orient, resample in-plane, standardise, centre crop and pad, drop empty slices.
-
-    The record holds the four grids (`original`, `oriented`, `resampled`, `prepared`), `shift_yx` (prepared minus
-    resampled index), `slices` (which of the grid's slices are kept), `mean` and `std` (raw units), `background`,
-    `minimum` and `maximum` (standardised, of the kept image without its frame), and `label` (None or classes,
-    volumes, thresholds, loss).
+    The record holds the four grids (`original`, `oriented`, `resampled`, `prepared`), `oblique_degrees` (largest angle
+    between an axis and the patient's), `shift_yx` (prepared minus resampled index), `slices` (which of the grid's
+    slices are kept: consecutive numbers are neighbours), `mean` and `std` (raw units), `background`, `minimum`,
+    `maximum` and `percentiles` (standardised; the last three of the kept image without its frame, see
+    `settings.LEVELS`), and `label`: None, or `labels.label_facts`, the share of the foreground that was `stripped`
+    with the image, and the share of the rest that the crop `lost`.
 
     Raises:
-        InputError: a label on another grid or not of class indices; a constant image; foreground lost to the crop.
+        InputError: a mask on another grid, or missing though the settings need it; a label that is not of class
+            indices; a constant image; no slice left; foreground lost to the crop.
     """
-    oriented = orient(volume)
-    resampled = resample(oriented, config.spacing_mm)
-    standard, mean, std = standardise(resampled, where)
-    background = float(np.percentile(standard.voxels, BACKGROUND_PERCENTILE))
-    framed, shift = frame(standard, config.size, background if config.pad == "background" else 0.0)
-    full = standard.voxels.std(axis=(1, 2)) >= EMPTY_STD if config.drop_empty else np.full(len(standard.voxels), True)
-    kept = np.flatnonzero(full)
-    image = framed.voxels.astype(np.float16)[kept]
-    inside = image[_inside(resampled, config.size)]
-    if not len(kept) or inside.min() == inside.max():
+    made = _standard(volume, brain, config, where)
+    shift = _shift(made, config)
+    framed = frame(made.image, config.size, shift, made.background if config.pad == "background" else 0.0)
+    masks = _masks(volume, label, made.brain, config, shift, where) if label is not None else None
+    kept = _kept(made.image, masks, config)
+    image = framed.voxels[kept]
+    shown = Histogram.of(image[inside(made.image.geometry, config.size, shift)])
+    if len(shown.values) < 2:
         raise InputError(
             where,
             found="no contrast in any slice's crop",
             rule="a training image has contrast",
-            remedy="check the image, its orientation and the size of the slices",
+            remedy="check the image, its orientation, the size of the slices and which of them are kept",
         )
     record = {
         "original": volume.geometry.to_dict(),
-        "oriented": oriented.geometry.to_dict(),
-        "resampled": resampled.geometry.to_dict(),
+        "oriented": made.oriented.to_dict(),
+        "resampled": made.image.geometry.to_dict(),
         "prepared": framed.geometry.to_dict(),
+        "oblique_degrees": oblique_degrees(made.oriented),
         "shift_yx": list(shift),
         "slices": kept.tolist(),
-        "mean": mean,
-        "std": std,
-        "background": background,
-        "minimum": float(inside.min()),
-        "maximum": float(inside.max()),
-        "label": None,
+        "mean": made.mean,
+        "std": made.std,
+        "background": made.background,
+        "minimum": float(shown.values[0]),
+        "maximum": float(shown.values[-1]),
+        "percentiles": shown.tails(),
+        "label": masks.facts if masks else None,
     }
-    if label is None:
+    if masks is None:
         return Prepared(image, None, None, record)
-    hard, fraction, facts = _prepare_label(volume, label, config, kept, where)
-    return Prepared(image, hard, fraction, record | {"label": facts})
+    return Prepared(image, masks.hard[kept], masks.fraction[kept], record)
 
 
 def restore(slices: np.ndarray, record: Mapping[str, Any], *, linear: bool = False) -> Volume:
@@ -150,284 +91,166 @@ def restore(slices: np.ndarray, record: Mapping[str, Any], *, linear: bool = Fal
     probabilities; otherwise each voxel takes the pixel that holds its centre, for labels. Voxels outside the crop, and
     slices that were dropped, are 0. The geometry equals the original's.
     """
-    original, resampled, prepared = (Geometry.from_dict(record[key]) for key in ("original", "resampled", "prepared"))
-    width, height, depth = prepared.size
+    resampled, oriented = (Geometry.from_dict(record[key]) for key in ("resampled", "oriented"))
+    back = _unframed(slices, record)
+    if linear:
+        back = resample_planes(back, resampled, oriented)
+    else:
+        rows, columns = nearest(resampled, oriented)
+        rows, columns = np.minimum(rows, back.shape[1] - 1), np.minimum(columns, back.shape[2] - 1)
+        back = back[:, rows[:, None], columns]
+    return _unoriented(back, record)
+
+
+def restore_mask(share: np.ndarray, record: Mapping[str, Any]) -> Volume:
+    """Take a soft mask back to the grid that it came from and cut it there, keeping its physical volume.
+
+    `share` (n, size, size) is the share of each pixel that is foreground: a stored area fraction (uint8, 255 is all),
+    or probabilities from 0 to 1. Since a pixel's share tells where in it an edge runs, this gives back edges finer than
+    the pixels, which hard classes cannot: a tube 3 mm wide is nine pixels of 0.89 mm.
+    """
+    resampled, oriented = (Geometry.from_dict(record[key]) for key in ("resampled", "oriented"))
+    back = _unframed(share, record)
+    between = Between(resampled, oriented)
+    fine = np.zeros(oriented.size[::-1], dtype=np.uint8)
+    full = 1.0 if share.dtype == np.uint8 else 255.0
+    for plane, target in zip(back, fine, strict=True):
+        if plane.any():
+            target[:] = np.rint(between(plane) * full)
+    pixels = float(back.sum(dtype=np.float64)) * full / 255
+    pixel, voxel = (np.prod(grid.spacing_mm) for grid in (resampled, oriented))
+    mask, _ = largest(fine, round(pixels * pixel / voxel))
+    return _unoriented(mask.view(np.uint8), record)
+
+
+def _unframed(slices: np.ndarray, record: Mapping[str, Any]) -> np.ndarray:
+    """Undo the frame and put dropped slices back, as zeros."""
+    depth, height, width = record["prepared"]["size"][::-1]
     if slices.shape != (len(record["slices"]), height, width):
         expected = len(record["slices"]), height, width
         raise ValueError(f"slices {slices.shape}; the record describes {expected} (slice, y, x)")
-    full = np.zeros((depth, height, width), dtype=np.float32 if linear else slices.dtype)
-    full[record["slices"]] = slices
-    back = _crop_pad(full, resampled.size[1::-1], 0)
-    if linear:
-        back = _resample_planes(back, resampled, Geometry.from_dict(record["oriented"]))
-    else:
-        rows, columns = _nearest(resampled, Geometry.from_dict(record["oriented"]))
-        back = back[:, rows[:, None], columns]
-    order, flips = _axes(original)
-    back = np.flip(back, flips).transpose(np.argsort(order))
-    return Volume(np.ascontiguousarray(back), original)
+    down, right = record["shift_yx"]
+    inner = crop_pad(slices, tuple(record["resampled"]["size"][1::-1]), (-down, -right), 0)
+    full = np.zeros((depth, *inner.shape[1:]), dtype=slices.dtype)
+    full[record["slices"]] = inner
+    return full
 
 
-# --- orientation ------------------------------------------------------------------------------------------------------
+def _unoriented(voxels: np.ndarray, record: Mapping[str, Any]) -> Volume:
+    original = Geometry.from_dict(record["original"])
+    order, flips = canonical_axes(original)
+    return Volume(np.ascontiguousarray(np.flip(voxels, flips).transpose(np.argsort(order))), original)
 
 
-def orient(volume: Volume) -> Volume:
-    """Permute and flip axes until they are as near to left, posterior and superior as that gets them (a view)."""
-    order, flips = _axes(volume.geometry)
-    voxels = np.flip(volume.voxels.transpose(order), flips)
-    old, index = volume.geometry, [2 - axis for axis in order[::-1]]  # index axis of the file that becomes x, y, z
-    flipped = [2 - axis in flips for axis in range(3)]
-    x, y, z = (old.size[axis] - 1.0 if flipped[index.index(axis)] else 0.0 for axis in range(3))
-    width, height, depth = (old.spacing_mm[axis] for axis in index)
-    signs = np.where(flipped, -1.0, 1.0)
-    columns = np.reshape(old.direction, (3, 3))[:, index] * signs + 0.0  # + 0.0 turns -0.0 into 0.0
-    direction = tuple(columns.ravel().tolist())
-    geometry = Geometry(voxels.shape[::-1], (width, height, depth), old.point_mm((x, y, z)), direction)
-    return Volume(voxels, geometry)
+# --- the parts of the chain -------------------------------------------------------------------------------------------
 
 
-def _axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """How to make voxels (z, y, x) canonical: the order to transpose them into, then the axes to flip.
+class _Standard(NamedTuple):
+    """An image before it is cut to size."""
 
-    SimpleITK decides which axis is which; NumPy moves them as views, where `DICOMOrient` would copy 400 MB of a TOF.
-    """
-    code = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.direction)
-    pairs = [next((k, letter) for k, letter in enumerate(code) if letter in pair) for pair in ("LR", "PA", "SI")]
-    order = tuple(2 - k for k, _ in reversed(pairs))
-    return order, tuple(2 - new for new, (_, letter) in enumerate(pairs) if letter != CANONICAL[new])
-
-
-# --- resampling -------------------------------------------------------------------------------------------------------
-
-
-def resample(volume: Volume, spacing_mm: float) -> Volume:
-    """Bring the in-plane spacing to exactly `spacing_mm`, as float32; slices keep their places.
-
-    Shrinking averages over the area of each new pixel (a scanner with larger voxels; subsampling would alias thin
-    vessels and keep the noise), enlarging is linear. Old and new grid share the outer corner of their first pixel.
-    """
-    new = _coarsened(volume.geometry, spacing_mm)
-    return Volume(_resample_planes(volume.voxels, volume.geometry, new), new)
+    oriented: Geometry
+    image: Volume
+    """float16."""
+    mean: float
+    std: float
+    background: float
+    histogram: Histogram
+    """Of the image before stripping."""
+    brain: np.ndarray | None
+    """bool, on the image's grid."""
 
 
-def _coarsened(old: Geometry, spacing_mm: float) -> Geometry:
-    spacing = (spacing_mm, spacing_mm, old.spacing_mm[2])
-    width, height = (max(1, round(n * s / spacing_mm)) for n, s in zip(old.size[:2], old.spacing_mm[:2], strict=True))
-    x, y = ((spacing_mm / s - 1) / 2 for s in old.spacing_mm[:2])
-    return Geometry((width, height, old.size[2]), spacing, old.point_mm((x, y, 0.0)), old.direction)
-
-
-def _resample_planes(voxels: np.ndarray, old: Geometry, new: Geometry) -> np.ndarray:
-    """Apply both axes' weights plane by plane: sparse rows, and no float copy of the whole raw volume."""
-    columns, rows = (
-        csr_array(_weights(old.size[k], old.spacing_mm[k], new.size[k], new.spacing_mm[k])) for k in (0, 1)
-    )
-    out = np.empty(new.size[::-1], dtype=np.float32)
-    for plane, target in zip(voxels, out, strict=True):
-        if plane.any():
-            target[:] = (columns @ (rows @ plane.astype(np.float32)).T).T
-        else:
-            target[:] = 0
-    return out
-
-
-def _weights(old: int, old_mm: float, new: int, new_mm: float) -> np.ndarray:
-    """Weights (new, old) of one axis between corner-aligned grids; every row sums to 1."""
-    if new_mm >= old_mm:
-        low, high = np.arange(new)[:, None] * new_mm, np.arange(1, new + 1)[:, None] * new_mm
-        begin, end = np.arange(old) * old_mm, np.arange(1, old + 1) * old_mm
-        weights = np.clip(np.minimum(high, end) - np.maximum(low, begin), 0, None)
-        weights[weights < 1e-6 * old_mm] = 0
-    else:
-        centre = np.clip((np.arange(new)[:, None] + 0.5) * new_mm / old_mm - 0.5, 0, old - 1)
-        weights = np.clip(1 - np.abs(centre - np.arange(old)), 0, None)
-    normal: np.ndarray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return normal
-
-
-def _nearest(old: Geometry, new: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of the old pixel that holds the centre of each new one."""
-    rows, columns = ((np.arange(new.size[k]) + 0.5) * new.spacing_mm[k] // old.spacing_mm[k] for k in (1, 0))
-    return np.minimum(rows.astype(np.intp), old.size[1] - 1), np.minimum(columns.astype(np.intp), old.size[0] - 1)
-
-
-# --- intensities and frame --------------------------------------------------------------------------------------------
-
-
-def standardise(volume: Volume, where: object = "volume") -> tuple[Volume, float, float]:
-    """Shift and scale to mean 0 and standard deviation 1; also return the two numbers that were.
-
-    Raises:
-        InputError: all voxels are the same.
-    """
-    mean, std = float(volume.voxels.mean(dtype=np.float64)), float(volume.voxels.std(dtype=np.float64))
-    if not std > 1e-6 * abs(mean):
-        raise InputError(
-            where,
-            found=f"the one value {mean:g} in every voxel",
-            rule="an image has contrast",
-            remedy="check that this is the image and not an empty or masked-out export",
-        )
-    standard = (volume.voxels - np.float32(mean)) / np.float32(std)
-    return Volume(standard, volume.geometry), mean, std
-
-
-def frame(volume: Volume, size: int, fill: float) -> tuple[Volume, tuple[int, int]]:
-    """Crop or pad each slice about its centre to `size` x `size`; also the shift of every index along y and x."""
-    width, height, depth = volume.geometry.size
-    shift = _shift(height, size), _shift(width, size)
-    origin = volume.geometry.point_mm((-shift[1], -shift[0], 0))
-    geometry = replace(volume.geometry, size=(size, size, depth), origin_mm=origin)
-    return Volume(_crop_pad(volume.voxels, (size, size), fill), geometry), shift
-
-
-def _crop_pad(voxels: np.ndarray, shape: tuple[int, ...], fill: float) -> np.ndarray:
-    out = np.full((len(voxels), *shape), fill, dtype=voxels.dtype)
-    rows, columns = (_overlap(old, new) for old, new in zip(voxels.shape[1:], shape, strict=True))
-    out[:, rows[1], columns[1]] = voxels[:, rows[0], columns[0]]
-    return out
-
-
-def _shift(old: int, new: int) -> int:
-    """Subtract the old index from the new when a length is cropped or padded about its centre; odd in its arguments."""
-    return (new - old) // 2 if new >= old else -((old - new) // 2)
-
-
-def _overlap(old: int, new: int) -> tuple[slice, slice]:
-    """Find what both lengths share, in indices of the old and of the new one."""
-    shift, length = _shift(old, new), min(old, new)
-    return slice(max(0, -shift), max(0, -shift) + length), slice(max(0, shift), max(0, shift) + length)
-
-
-def _inside(resampled: Volume, size: int) -> tuple[slice, slice, slice]:
-    """Where a framed volume shows image rather than frame."""
-    width, height, _ = resampled.geometry.size
-    return slice(None), _overlap(height, size)[1], _overlap(width, size)[1]
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
-class Shrunk(NamedTuple):
-    """A label on a coarser grid."""
+class _Masks(NamedTuple):
+    """A label cut to size, every slice of it."""
 
     hard: np.ndarray
-    """uint8 class indices."""
     fraction: np.ndarray
-    """uint8 share of foreground, times 255."""
-    thresholds: list[float]
-    """Area fraction from which a pixel belongs to class 1, 2, ...; 0 for a class without voxels."""
+    facts: dict[str, Any]
 
 
-def resample_label(label: Volume, spacing_mm: float) -> Shrunk:
-    """Area fractions, and hard classes cut from them so that each class keeps its physical volume.
-
-    Half an area would lose 30 % of a vessel tree, nearest neighbours shatter it and a smoothed label erases what is
-    thin (measured: guide to storage). So of each class the largest fractions are taken, as many as its volume asks
-    for; where two classes claim a pixel the larger fraction has it, and what nobody claims is background.
-    """
-    new = _coarsened(label.geometry, spacing_mm)
-    shrink = label.geometry.spacing_mm[0] * label.geometry.spacing_mm[1] / spacing_mm**2
-    counts = _counts(label.voxels, int(label.voxels.max()) + 1)
-    hard, best = np.zeros(new.size[::-1], dtype=np.uint8), np.zeros(new.size[::-1], dtype=np.uint8)
-
-    def fraction_of(member: np.ndarray) -> np.ndarray:
-        share: np.ndarray = np.rint(_resample_planes(member, label.geometry, new) * 255).astype(np.uint8)
-        return share
-
-    thresholds = []
-    for index, count in enumerate(counts, start=1):
-        fraction = fraction_of(label.voxels == index)
-        chosen, threshold = _largest(fraction, round(count * shrink))
-        won = chosen & (fraction > best)
-        hard[won], best[won] = index, fraction[won]
-        thresholds.append(threshold / 255)
-    return Shrunk(hard, fraction if len(counts) == 1 else fraction_of(label.voxels > 0), thresholds)
+def _standard(volume: Volume, brain: Volume | None, config: Preprocessing, where: object) -> _Standard:
+    """Orient, correct shading, resample, standardise and strip an image."""
+    oriented = orient(volume)
+    mask = _brain(volume, brain, config, where) if config.needs_brain else None
+    planes = shading(oriented).corrected(oriented.voxels) if config.bias_field else None
+    resampled = resample(oriented, config.spacing_mm, planes)
+    image, mean, std = standardise(resampled, where, mask if config.strip else None)
+    histogram = Histogram.of(image.voxels)
+    background = histogram.percentile(BACKGROUND_PERCENT)
+    if mask is not None and config.strip:
+        image.voxels[~mask] = background
+    return _Standard(oriented.geometry, image, mean, std, background, histogram, mask)
 
 
-def _largest(fraction: np.ndarray, count: int) -> tuple[np.ndarray, int]:
-    """Mask of the `count` largest fractions, and the smallest among them.
-
-    Of pixels that tie at that value, those with more of the class around them come first, so that vessels stay joined.
-    """
-    at_least = np.cumsum(np.bincount(fraction[fraction > 0], minlength=256)[::-1])[::-1]
-    count = min(count, int(at_least[1]))
-    if count == 0:
-        return np.zeros(fraction.shape, dtype=bool), 0
-    threshold = int(np.flatnonzero(at_least >= count)[-1])
-    mask: np.ndarray = fraction > threshold
-    ties = np.argwhere(fraction == threshold)
-    padded = np.pad(fraction, 1).astype(np.int32)
-    around = np.zeros(len(ties), dtype=np.int32)
-    for step in np.ndindex(3, 3, 3):
-        around += padded[tuple((ties + step).T)]
-    first = ties[np.argsort(-around, kind="stable")[: count - np.count_nonzero(mask)]]
-    mask[tuple(first.T)] = True
-    return mask, threshold
-
-
-def _prepare_label(
-    volume: Volume, label: Volume, config: Preprocessing, kept: np.ndarray, where: object
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Do the label's part of `prepare`: hard classes, foreground fraction and the facts for the record."""
-    check_grids(volume.geometry, label.geometry, f"label of {where}")
-    oriented = orient(Volume(_class_indices(label.voxels, f"label of {where}"), volume.geometry))
-    shrunk = resample_label(oriented, config.spacing_mm)
-    hard, fraction = (_crop_pad(array, (config.size,) * 2, 0)[kept] for array in (shrunk.hard, shrunk.fraction))
-    total = int(shrunk.fraction.sum(dtype=np.int64))
-    lost = 1 - int(fraction.sum(dtype=np.int64)) / total if total else 0.0
-    if lost > MAX_LOST:
+def _brain(volume: Volume, brain: Volume | None, config: Preprocessing, where: object) -> np.ndarray:
+    """Give the brain mask on the resampled grid, bool (slice, y, x)."""
+    asked = "strip" if config.strip else "centre='brain'"
+    if brain is None:
         raise InputError(
-            f"label of {where}",
-            found=f"{lost:.2%} of the foreground outside the prepared slices",
+            where,
+            found="no brain mask",
+            rule=f"{asked} needs the brain mask of every volume",
+            remedy=f"name the masks in the table of inputs, or leave {asked} out",
+        )
+    check_grids(volume.geometry, brain.geometry, f"brain mask of {where}", kind="brain mask")
+    voxels = Volume((brain.voxels > 0).view(np.uint8), volume.geometry)
+    mask = resample_label(orient(voxels), config.spacing_mm).hard > 0
+    if not mask.any():
+        raise InputError(
+            f"brain mask of {where}",
+            found="no brain in it",
+            rule="a brain mask is above 0 where the brain is",
+            remedy="find the right mask",
+        )
+    return mask
+
+
+def _shift(made: _Standard, config: Preprocessing) -> tuple[int, int]:
+    """By how much indices grow along y and x, so that the slice's middle shows what `config.centre` says."""
+    width, height, _ = made.image.geometry.size
+    box: Box = (0, height), (0, width)
+    if config.centre == "brain" and made.brain is not None:
+        box = box_of(made.brain)
+    elif config.centre == "foreground":
+        box = tissue_box(made.image.voxels, made.histogram)
+    down, right = (shift_to(old, config.size, sum(ends) / 2) for old, ends in zip((height, width), box, strict=True))
+    return down, right
+
+
+def _masks(
+    volume: Volume,
+    label: Volume,
+    brain: np.ndarray | None,
+    config: Preprocessing,
+    shift: tuple[int, int],
+    where: object,
+) -> _Masks:
+    """Check, orient, resample and cut a label; what a stripped image no longer shows is no foreground either."""
+    name = f"label of {where}"
+    check_grids(volume.geometry, label.geometry, name)
+    oriented = orient(Volume(class_indices(label.voxels, name), volume.geometry))
+    shrunk = resample_label(oriented, config.spacing_mm, join=config.join)
+    facts, before = label_facts(oriented, shrunk, config.spacing_mm), int(shrunk.fraction.sum(dtype=np.int64))
+    if brain is not None and config.strip:
+        shrunk.hard[~brain], shrunk.fraction[~brain] = 0, 0
+    visible = int(shrunk.fraction.sum(dtype=np.int64))
+    hard, fraction = (crop_pad(part, (config.size,) * 2, shift, 0) for part in (shrunk.hard, shrunk.fraction))
+    after = int(fraction.sum(dtype=np.int64))
+    facts |= {"stripped": 1 - visible / before if before else 0.0, "lost": 1 - after / visible if visible else 0.0}
+    if facts["lost"] > MAX_LOST:
+        raise InputError(
+            name,
+            found=f"{facts['lost']:.2%} of the foreground outside the prepared slices",
             rule=f"a crop to {config.size} x {config.size} pixels of {config.spacing_mm} mm may lose {MAX_LOST:.1%}",
-            remedy="enlarge `size` or `spacing_mm`, or crop the image round its anatomy first",
+            remedy="enlarge `size` or `spacing_mm`, or choose another `centre`",
         )
-    voxel = float(np.prod(oriented.geometry.spacing_mm))
-    pixel = config.spacing_mm**2 * oriented.geometry.spacing_mm[2]
-    classes = len(shrunk.thresholds) + 1
-    before, after = _counts(oriented.voxels, classes) * voxel, _counts(shrunk.hard, classes) * pixel
-    return (
-        hard,
-        fraction,
-        {
-            "classes": classes,
-            "volume_mm3": {"before": before.tolist(), "after": after.tolist()},
-            "thresholds": shrunk.thresholds,
-            "lost": lost,
-        },
-    )
+    return _Masks(hard, fraction, facts)
 
 
-def _counts(label: np.ndarray, classes: int) -> np.ndarray:
-    """Count the voxels of each foreground class; `bincount` would widen the whole label to 8 bytes a voxel."""
-    return np.array([np.count_nonzero(label == index) for index in range(1, classes)], dtype=np.int64)
-
-
-def check_grids(image: Geometry, label: Geometry, where: object) -> None:
-    """Refuse a label that is not on its image's grid, naming what differs.
-
-    Raises:
-        InputError: size, spacing, origin or direction differ.
-    """
-    differences = image.differences(label)
-    if differences:
-        raise InputError(
-            where,
-            found=f"{'; '.join(differences)} (image against label)",
-            rule="a label lies on the voxel grid of its image",
-            remedy="resample the label to its image with nearest neighbours, or find the right image",
-        )
-
-
-def _class_indices(voxels: np.ndarray, where: object) -> np.ndarray:
-    low, high = float(voxels.min()), float(voxels.max())
-    whole = voxels.dtype.kind in "iub" or bool((voxels == np.rint(voxels)).all())
-    if low < 0 or high >= MAX_CLASSES or not whole:
-        raise InputError(
-            where,
-            found=f"values from {low:g} to {high:g}{'' if whole else ', not all of them whole'}",
-            rule=f"a label holds class indices 0, 1, ... below {MAX_CLASSES}, 0 is background",
-            remedy="renumber the classes (a 0/255 mask becomes 0/1); this may be an image, not a label",
-        )
-    return voxels.astype(np.uint8)
+def _kept(image: Volume, masks: _Masks | None, config: Preprocessing) -> np.ndarray:
+    """Number the slices that the settings keep."""
+    if config.slices == "all":
+        return np.arange(len(image.voxels))
+    if config.slices == "foreground" and masks is not None:
+        return np.flatnonzero(masks.hard.any(axis=(1, 2)))
+    return np.flatnonzero(with_contrast(image.voxels))

@@ -1,25 +1,30 @@
-"""A volume: voxels and where they lie. The only file that reads or writes images.
+"""A volume: voxels and where they lie; the one door through which images come in and go out.
 
-Knows SimpleITK's readers, their silent failures and how to catch them; knows nothing of stores or networks.
+Knows which reader a path needs (`nifti` and `dicom` are files of their own), SimpleITK's silent failures and how to
+catch them; knows nothing of stores or networks.
 """
 
 from __future__ import annotations
 
-import gzip
+import hashlib
+import math
 import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
+from slicestore import dicom, nifti
+from slicestore.components import choose, image, volumes
 from slicestore.errors import InputError
-from slicestore.geometry import Geometry
+from slicestore.geometry import Geometry, check_axes, check_size
+
+sitk.ProcessObject.GlobalWarningDisplayOff()  # what ITK warns of on stderr is an error here, or no matter
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
-"""Formats that `read` accepts."""
+"""Files that `read` accepts, beside folders of DICOM files."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,51 +53,73 @@ class Volume:
         return cls(sitk.GetArrayFromImage(image), geometry)
 
 
-def inspect(path: str | Path) -> Geometry:
-    """Read the grid of one 3D scalar volume, from its header alone.
+def inspect(path: str | Path, component: int | None = None) -> Geometry:
+    """Read the grid of one volume, from headers alone.
+
+    Args:
+        path: a file of `SUFFIXES`, or a folder that holds the files of DICOM series.
+        component: which of several volumes in the file (echoes, time points, channels) or folder (series), from 0.
 
     Raises:
-        InputError: the file is missing, of an unknown format, without a readable header, not 3D, or not scalar.
+        InputError: the file is missing, of an unknown format, without a readable header, not 3D, with axes that are no
+            grid, or holds several volumes of which none is chosen.
     """
     path = Path(path)
-    header = _header(path)
-    size, axes = header.GetSize(), header.GetDimension()
-    if axes == 4 and size[3] == 1:
-        size = size[:3]
-    if len(size) != 3 or min(size) < 2:
-        raise InputError(
-            path,
-            found=f"a {len([n for n in size if n > 1])}D image of size {size}",
-            rule="a volume has three dimensions of at least two voxels",
-            remedy="extract one 3D volume (of a 4D series, one echo or time point) and give that file",
-        )
-    if header.GetNumberOfComponents() != 1:
-        raise InputError(
-            path,
-            found=f"{header.GetNumberOfComponents()} values a voxel",
-            rule="a volume has one intensity a voxel",
-            remedy="give a scalar image",
-        )
-    rows = np.reshape(header.GetDirection(), (axes, axes))[:3, :3]
-    return Geometry(size, header.GetSpacing()[:3], header.GetOrigin()[:3], tuple(rows.ravel().tolist()))
+    try:
+        if os.path.isdir(path):
+            return dicom.inspect(_present(path), component)
+        if _is_nifti(_present(path)):
+            header = nifti.inspect(path)
+            choose(path, component, header.count, header.told)
+            return header.geometry
+        grid, count, told = _itk_grid(path, _itk_header(path))
+    except (EOFError, OSError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+    choose(path, component, count, told)
+    return grid
 
 
-def read(path: str | Path) -> Volume:
-    """Read one 3D scalar volume in its own grid.
+def read(path: str | Path, component: int | None = None) -> Volume:
+    """Read one volume in its own grid, once every byte of it is known to be whole.
+
+    Args and errors are those of `inspect`; also
+    Raises:
+        InputError: the file is damaged, or holds NaN or infinite voxels.
+    """
+    path = Path(path)
+    try:
+        if os.path.isdir(path):
+            voxels, grid = dicom.read(_present(path), component)
+        elif _is_nifti(_present(path)):
+            voxels, grid = nifti.read(path, component)
+        else:
+            voxels, grid = _itk_read(path, component)
+    except (EOFError, OSError, zlib.error) as error:
+        raise _unreadable(path, error) from None
+    if voxels.dtype.kind == "f":
+        broken = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in voxels)
+        _refuse_non_finite(path, broken, voxels.size)
+    return Volume(voxels, grid)
+
+
+def digest(path: str | Path, component: int | None = None) -> str:
+    """Name a volume's content: sha256 over the bytes of its file (of both files of a `.mhd`), or of its DICOM slices.
+
+    The component is part of it where a file holds several volumes; a DICOM folder's other series are not.
 
     Raises:
-        InputError: the file is missing, of an unknown format, damaged, not 3D, not scalar, or holds non-finite voxels.
+        InputError: as `inspect`.
     """
     path = Path(path)
-    inspect(path)
-    _verify_bytes(path)
-    image = _read_image(path)
-    if image.GetDimension() == 4:
-        image = image[:, :, :, 0]
-    volume = Volume.from_image(image)
-    if volume.voxels.dtype.kind == "f":
-        _refuse_non_finite(path, int(np.count_nonzero(~np.isfinite(volume.voxels))), volume.voxels.size)
-    return volume
+    inspect(path, component)
+    if path.is_dir():
+        return dicom.digest(path, component)
+    total = hashlib.sha256()
+    for part in [path] if _is_nifti(path) else [path, *_detached(path)]:
+        with part.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    total.update(f"{component or 0}".encode())
+    return total.hexdigest()
 
 
 def write(volume: Volume, path: str | Path) -> None:
@@ -126,20 +153,43 @@ def _suffix(path: Path) -> str:
     raise InputError(
         path,
         found=f"suffix {path.suffix or 'none'!r}",
-        remedy="convert it to NIfTI, MetaImage or NRRD",
+        remedy="convert it to NIfTI, MetaImage or NRRD; of DICOM give the folder of the series",
         rule=f"a volume ends in one of {', '.join(SUFFIXES)}",
     )
 
 
-def _header(path: Path) -> sitk.ImageFileReader:
-    _suffix(path)
-    if not path.is_file():
+def _present(path: Path) -> Path:
+    """The path itself, once it can be read."""
+    if not os.path.isdir(path):
+        _suffix(path)
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
-            path,
-            found="a folder" if path.is_dir() else "no such file",
-            rule="an image is a file that exists",
-            remedy="check the path",
-        )
+            path, found="no such file", rule="an image is a file that exists", remedy="check the path"
+        ) from None
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise _forbidden(path)
+    return path
+
+
+def _forbidden(path: Path) -> InputError:
+    return InputError(
+        path,
+        found="no permission to read it",
+        rule="images, and the folders that they lie in, are readable by whoever prepares them",
+        remedy="ask its owner, or run `chmod u+rX` on it",
+    )
+
+
+def _is_nifti(path: Path) -> bool:
+    return _suffix(path) in (".nii", ".nii.gz")
+
+
+# --- MetaImage and NRRD, by ITK ---------------------------------------------------------------------------------------
+
+
+def _itk_header(path: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -149,68 +199,111 @@ def _header(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _verify_bytes(path: Path) -> None:
-    """Catch what ITK reads without a word: a damaged NIfTI, MetaImage or NRRD comes back filled with zeros or noise."""
-    try:
-        if _suffix(path) in (".nii", ".nii.gz"):
-            _verify_nifti(path)
-        else:
-            _verify_stream(path)
-    except (EOFError, OSError, zlib.error) as error:
-        raise _unreadable(path, error) from None
-
-
-def _verify_nifti(path: Path) -> None:
-    """Decompress to the end (which checks the trailing CRC), count the bytes promised, and look for non-finite voxels.
-
-    ITK reads those of a NIfTI as 0 without a word.
+def _itk_grid(path: Path, header: sitk.ImageFileReader) -> tuple[Geometry, int, str]:
+    """The grid of each volume of a file, how many there are (along a fourth axis, or as values of a voxel), and both
+    in words.
     """
-    opener: Any = gzip.open if _suffix(path) == ".nii.gz" else open
-    with opener(path, "rb") as file:
-        head = file.read(348)
-        order = "<" if int.from_bytes(head[:4], "little") == 348 else ">"
-        dims = np.frombuffer(head[40:56], dtype=f"{order}i2").astype(int)
-        kind, bits = np.frombuffer(head[70:74], dtype=f"{order}i2").astype(int).tolist()
-        offset = max(348, int(np.frombuffer(head[108:112], dtype=f"{order}f4")[0]))
-        voxels = int(np.prod(dims[1 : 1 + dims[0]]))
-        size, broken = 348 + len(file.read(offset - 348)), 0
-        while block := file.read(1 << 22):
-            size += len(block)
-            if kind in (16, 64):  # float32, float64
-                values = np.frombuffer(block, f"{order}f{bits // 8}", count=len(block) * 8 // bits)
-                broken += int(np.count_nonzero(~np.isfinite(values)))
-    if size < offset + voxels * bits // 8:
+    size, axes, channels = list(header.GetSize()), header.GetDimension(), header.GetNumberOfComponents()
+    count = channels * math.prod(size[3:])
+    check_size(size[:3], path)
+    if channels > 1 and count > channels:
         raise InputError(
             path,
-            found=f"{size} bytes",
-            rule=f"its header promises {offset + voxels * bits // 8} bytes of voxels and header",
-            remedy="the file is truncated: copy it again from its source",
+            found=f"{channels} values a voxel and {count // channels} volumes of them",
+            rule="a file holds one volume, or several along one axis",
+            remedy="split it by its fourth axis",
         )
-    _refuse_non_finite(path, broken, voxels)
+    rows = np.reshape(header.GetDirection(), (axes, axes))[:3, :3]
+    x, y, z = size[:3]
+    grid = Geometry((x, y, z), header.GetSpacing()[:3], header.GetOrigin()[:3], tuple(rows.ravel().tolist()))
+    check_axes(grid, path)
+    return grid, count, volumes(count, image(size, channels))
 
 
-def _verify_stream(path: Path) -> None:
-    """Decompress what a MetaImage or NRRD holds: ITK ignores the first's checksum, and often the second's."""
+def _itk_read(path: Path, component: int | None) -> tuple[np.ndarray, Geometry]:
+    header = _itk_header(path)
+    grid, count, told = _itk_grid(path, header)
+    index = choose(path, component, count, told)
+    pixel = sitk.GetPixelIDValueAsString(header.GetPixelID())
+    if pixel.startswith("complex"):
+        raise InputError(
+            path,
+            found="complex voxels",
+            rule="a voxel is one real number",
+            remedy="export magnitude and phase as images of their own",
+        )
+    _verify_stream(path, pixel, math.prod(grid.size) * count)
+    try:
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    except RuntimeError as error:
+        raise _unreadable(path, error) from None
+    shape = grid.size[::-1]
+    if pixel.startswith("vector"):
+        return np.ascontiguousarray(array.reshape(*shape, -1)[..., index]), grid
+    return array.reshape(-1, *shape)[index], grid
+
+
+def _fields(path: Path) -> tuple[dict[str, str], int]:
+    """The lines of a MetaImage's or NRRD's header by their names in small letters, and the bytes that they take."""
+    mark = ":" if _suffix(path) == ".nrrd" else "="
+    fields: dict[str, str] = {}
     with path.open("rb") as file:
-        fields: dict[str, str] = {}
         while line := file.readline(1 << 12).strip():
-            key, _, value = line.decode("latin-1").partition("=" if path.suffix.lower() != ".nrrd" else ":")
-            fields[key.strip().lower()] = value.strip()
+            key, _, value = line.decode("latin-1").partition(mark)
+            fields[key.strip().lower()] = value.strip(" =")
             if "elementdatafile" in fields:
                 break
-        start = file.tell()
-    if fields.get("compresseddata", "").lower() != "true" and fields.get("encoding") not in ("gzip", "gz"):
-        return
+        return fields, file.tell()
+
+
+def _detached(path: Path) -> list[Path]:
+    """The file of voxels that a header names, if it is another one.
+
+    Raises:
+        InputError: it names several, or one that cannot be read.
+    """
+    fields, _ = _fields(path)
     name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
-    if name.upper() != "LOCAL":
-        path, start = path.parent / name, 0
+    if name.upper() == "LOCAL":
+        return []
+    if name.split()[0].upper() == "LIST" or "%" in name:
+        raise InputError(
+            path,
+            found="voxels spread over several files",
+            rule="a volume is one file, or a header and one file of voxels",
+            remedy="convert it to .mha or .nrrd in one file",
+        )
+    file = path.parent / name
+    if not file.is_file() or not os.access(file, os.R_OK):
+        raise InputError(
+            path,
+            found=f"no readable file {name!r} of its voxels",
+            rule="the file that a header names lies beside it",
+            remedy="copy both together",
+        )
+    return [file]
+
+
+def _verify_stream(path: Path, pixel: str, values: int) -> None:
+    """Count the bytes of the voxels, decompressing them: ITK ignores a MetaImage's checksum, and often an NRRD's."""
+    fields, start = _fields(path)
+    data, start = next(((file, 0) for file in _detached(path)), (path, start))
+    zipped = fields.get("compresseddata", "").lower() == "true" or fields.get("encoding") in ("gzip", "gz")
+    if fields.get("binarydata", "").lower() == "false" or (not zipped and fields.get("encoding", "raw") != "raw"):
+        return  # text and bzip2, of which ITK's readers do notice the end
+    size, promised = 0, values * int(pixel.partition("-bit")[0].split()[-1]) // 8
     either = zlib.decompressobj(wbits=47)  # zlib or gzip, with the checksum that ends it
-    with path.open("rb") as file:
+    with data.open("rb") as file:
         file.seek(start)
-        while not either.eof:
-            if not (block := file.read(1 << 20)):
-                raise EOFError("the compressed voxels end too early")
-            either.decompress(block)
+        while not either.eof and (block := file.read(1 << 16)):
+            size += len(either.decompress(block) if zipped else block)
+    if (zipped and not either.eof) or size < promised:
+        raise InputError(
+            data,
+            found=f"{size} bytes of voxels",
+            rule=f"its header promises {promised}",
+            remedy="the file is truncated: copy it again from its source",
+        )
 
 
 def _refuse_non_finite(path: Path, broken: int, voxels: int) -> None:
@@ -223,14 +316,9 @@ def _refuse_non_finite(path: Path, broken: int, voxels: int) -> None:
         )
 
 
-def _read_image(path: Path) -> sitk.Image:
-    try:
-        return sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise _unreadable(path, error) from None
-
-
 def _unreadable(path: Path, error: Exception) -> InputError:
+    if isinstance(error, PermissionError):
+        return _forbidden(path)
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Reason:")]
     reason = lines[-1].rpartition("): ")[2].rstrip(".")[:160] if lines else type(error).__name__
     return InputError(

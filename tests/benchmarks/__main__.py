@@ -13,13 +13,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from ingest_bench import ingest_memory
 from monitor_bench import monitor
+from preprocess_bench import preprocess
 from rich.console import Console
 from rich.table import Table
 from run_bench import run
 from storage_bench import storage
+from vessels_bench import vessels
 
-FAMILIES = {family.__name__: family for family in (storage, monitor, run)}
+FAMILIES = {family.__name__: family for family in (storage, preprocess, vessels, ingest_memory, monitor, run)}
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from equipoise.config import NetConfig, OptimConfig, RunConfig
 from slicestore.geometry import Geometry
 from slicestore.ingest import ingest
 from slicestore.inputs import Input
-from slicestore.preprocess import Preprocessing
+from slicestore.settings import Preprocessing
 from slicestore.store import DOMAINS, Domain, Store
 from slicestore.volume import Volume, write
 

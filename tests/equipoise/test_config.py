@@ -33,6 +33,13 @@ def test_a_misspelt_path_fails_where_it_is_written(path: str) -> None:
         ("net.skip", 1),
         ("seed", True),
         ("workers", 3),
+        ("net.channels", 2),
+        ("data.split", "volume"),
+        ("data.percentile", 3.0),
+        ("data.foreground", 1.5),
+        ("data.source_low", 4.4),
+        ("data.augment.flip", 1.5),
+        ("data.augment.rotation_degrees", -1.0),
     ],
 )
 def test_a_value_against_the_rule_is_refused_with_value_and_rule(path: str, value: float) -> None:
@@ -59,3 +66,13 @@ def test_a_record_of_another_version_is_refused() -> None:
 def test_the_2022_settings_are_ten_times_the_published_rate_at_batch_four() -> None:
     assert STUDY_2022.optim.lr == 10 * PUBLISHED.optim.lr
     assert (STUDY_2022.batch, STUDY_2022.steps, STUDY_2022.data.limits) == (4, 40_000, "pooled")
+    assert STUDY_2022.data.split == "slice"
+
+
+def test_percentiles_are_measured_and_so_refused_beside_fixed_limits() -> None:
+    with pytest.raises(ValueError, match=r"data\.percentile = 1\.0.*fixed"):
+        PUBLISHED.at("data.limits", "fixed").at("data.percentile", 1.0)
+
+
+def test_augmentation_is_off_unless_asked_for() -> None:
+    assert not any(PUBLISHED.data.augment.flat().values())

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from equipoise.batches import Cohort, Slices
+from equipoise.batches import Cohort
 from equipoise.metrics import dice, evaluate, subject_dice
 from equipoise.nets import Sifa
+from equipoise.shelf import Slices
 
 
 def t(*values: int) -> Tensor:

@@ -12,7 +12,7 @@ from equipoise.train import fit
 from slicestore import phantom
 from slicestore.ingest import ingest
 from slicestore.inputs import Input
-from slicestore.preprocess import Preprocessing
+from slicestore.settings import Preprocessing
 from slicestore.store import DOMAINS, Store
 from slicestore.volume import write
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from equipoise.batches import Cohort, Slices
+from equipoise.batches import Cohort
 from equipoise.nets import Sifa
 from equipoise.panels import COLOURS, ROWS, Panels, draw
+from equipoise.shelf import Slices
 
 LABEL = 64  # width of the column with the rows' names
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
+from moto.server import ThreadedMotoServer
 
 from slicestore.geometry import Geometry
 from slicestore.inputs import Input
-from slicestore.preprocess import Preprocessing
+from slicestore.settings import Preprocessing
 from slicestore.volume import Volume, write
 
 MakeCohort = Callable[..., list[Input]]
@@ -61,3 +69,83 @@ def _make_cohort(folder: Path, *, sources: int = 2, targets: int = 2, target_lab
                 )
             )
     return inputs
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+BUCKET = "angiography"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A real S3 server on loopback, with one bucket; its URL."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for every request
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    client = boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
+    )
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
+    yield url
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Give URLs of prefixes in an empty part of a bucket; the environment leads there."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in (
+        ("AWS_ENDPOINT_URL", s3_server),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+    ):
+        monkeypatch.setenv(name, value)
+    return lambda: f"s3://{BUCKET}/{next(_NUMBERS)}/cohort.zarr"
+
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[Callable[[], AbstractContextManager[Path]]]:
+    """Be a user without rights, even where the tests run as root; gives a folder that this user can reach."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+
+    @contextmanager
+    def nobody() -> Iterator[Path]:
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if root:
+                os.seteuid(0)
+
+    yield nobody
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def small_disk() -> Callable[[Path, str], AbstractContextManager[Path]]:
+    """Mount a file system of a given size on a new folder; needs the right to."""
+
+    @contextmanager
+    def mounted(folder: Path, size: str) -> Iterator[Path]:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"a small disk needs the right to mount one: {done.stderr.strip()}")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", str(folder)], check=True)
+
+    return mounted

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +21,15 @@ from slicestore.errors import InputError
 from slicestore.geometry import Geometry
 from slicestore.ingest import ingest
 from slicestore.inputs import Input, check, inputs_from_folder, inputs_from_table
-from slicestore.preprocess import Preprocessing, restore
+from slicestore.preprocess import restore
+from slicestore.settings import Preprocessing
+from slicestore.spread import processes
 from slicestore.store import Store
+from slicestore.verify import verify
 from slicestore.volume import Volume, read, write
 
 Cohort = Callable[..., list[Input]]
+SmallDisk = Callable[[Path, str], AbstractContextManager[Path]]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -83,7 +86,7 @@ def test_only_what_changed_is_made_anew(tmp_path: Path, make_cohort: Cohort, sma
     label = read(inputs[1].label or "")
     label.voxels[1, 6, 6] = 1 - label.voxels[1, 6, 6]
     write(label, inputs[1].label or "")
-    assert steps(inputs, path, small) == ["1/4 s000 kept", "2/4 s001 made", "3/4 t000 kept", "4/4 t001 kept"]
+    assert steps(inputs, path, small) == ["1/4 s000 kept", "2/4 t000 kept", "3/4 t001 kept", "4/4 s001 made"]
     second = Store.open(path)
     assert second.fingerprint != first.fingerprint
     assert len(list((path / "source").glob("s001-*"))) == 1  # the old version is gone
@@ -105,7 +108,7 @@ def test_an_added_subject_leaves_the_pseudonyms_of_the_others(
 ) -> None:
     inputs, path = make_cohort(tmp_path / "raw", sources=3, targets=1), tmp_path / "c.zarr"
     ingest(inputs[1:], path, small)
-    assert steps(inputs, path, small) == ["1/4 s000 kept", "2/4 s001 kept", "3/4 s002 made", "4/4 t000 kept"]
+    assert steps(inputs, path, small) == ["1/4 s000 kept", "2/4 s001 kept", "3/4 t000 kept", "4/4 s002 made"]
 
 
 def test_a_subject_that_left_leaves_no_trace(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
@@ -123,8 +126,8 @@ def test_the_store_holds_no_name_and_the_key_beside_it_is_private(
     inputs, path = make_cohort(tmp_path / "raw"), tmp_path / "c.zarr"
     ingest(inputs, path, small)
     for file in path.rglob("*"):
-        assert "patient" not in str(file.relative_to(path))
-        assert not file.is_file() or b"patient" not in file.read_bytes()
+        assert "patient-" not in str(file.relative_to(path))
+        assert not file.is_file() or b"patient-" not in file.read_bytes()
     key = tmp_path / "c.zarr.key.json"
     assert key.stat().st_mode & 0o777 == 0o600
     assert json.loads(key.read_text())["t001"] == {
@@ -132,6 +135,7 @@ def test_the_store_holds_no_name_and_the_key_beside_it_is_private(
         "subject": "patient-target-1",
         "image": str(inputs[3].image),
         "label": None,
+        "brain": None,
     }
 
 
@@ -145,73 +149,6 @@ def test_a_patient_named_alike_in_both_domains_is_in_the_same_split_of_both(
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from slicestore.ingest import ingest
-from slicestore.inputs import inputs_from_table
-from slicestore.preprocess import Preprocessing
-left, sync = int(sys.argv[3]), os.fsync
-def fsync(handle):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    sync(handle)
-os.fsync = fsync
-ingest(inputs_from_table(sys.argv[1]), sys.argv[2], Preprocessing(size=16, spacing_mm=1.0))
-print("finished with", left, "to go")
-"""
-
-
-def table(inputs: list[Input], path: Path) -> Path:
-    lines = [f"{item.subject},{item.domain},{item.image},{item.label or ''}" for item in inputs]
-    path.write_text("\n".join(["subject,domain,image,label", *lines]))
-    return path
-
-
-def test_an_ingest_killed_again_and_again_ends_in_the_undisturbed_store(
-    tmp_path: Path, make_cohort: Cohort, small: Preprocessing
-) -> None:
-    inputs = make_cohort(tmp_path / "raw", sources=3, targets=2)
-    whole = hashes(ingest(inputs, tmp_path / "whole.zarr", small).path)
-    path, done = tmp_path / "killed.zarr", 0
-    for syncs in (2, 9, 20, 35, 33, 24, 23):  # before, within and between volumes; the last one within the manifest
-        child = subprocess.run(
-            [sys.executable, "-c", KILLED, table(inputs, tmp_path / "t.csv"), path, str(syncs)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        )
-        assert child.returncode == -signal.SIGKILL, child.stdout + child.stderr
-        with pytest.raises(InputError, match=r"no manifest\.json|nothing there"):
-            Store.open(path)
-        commits = list((path / "commits").glob("*.json")) if path.exists() else []
-        assert len(commits) >= done
-        done = len(commits)
-    assert done == 5
-    (path / "source" / "zarr.0123abcd.partial").write_text("what a killed writer leaves")
-    assert sum(step.endswith("kept") for step in steps(inputs, path, small)) == done
-    assert hashes(path) == whole
-
-
-def test_a_reader_of_the_old_store_sees_nothing_of_a_killed_update(
-    tmp_path: Path, make_cohort: Cohort, small: Preprocessing
-) -> None:
-    inputs, path = make_cohort(tmp_path / "raw", sources=3, targets=2), tmp_path / "c.zarr"
-    before = ingest(inputs[1:], path, small)
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, table(inputs, tmp_path / "t.csv"), path, "8"],
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert child.returncode == -signal.SIGKILL
-    now = Store.open(path)
-    assert now.fingerprint == before.fingerprint
-    assert np.array_equal(now.stage("source", "train").image, before.stage("source", "train").image)
-    assert len(ingest(inputs, path, small).entries) == 5
 
 
 def test_a_volume_that_cannot_be_read_leaves_nothing_of_any_volume(
@@ -258,20 +195,146 @@ def test_a_damaged_volume_is_mended_by_ingesting_again(
         next((path / "commits").glob("target-t000*")).write_text("{")
     else:
         shard.write_bytes(data[:-9] if damage == "truncate" else data[:99] + bytes([data[99] ^ 1]) + data[100:])
-    assert steps(inputs, path, small) == ["1/4 s000 kept", "2/4 s001 kept", "3/4 t000 made", "4/4 t001 kept"]
+    assert steps(inputs, path, small) == ["1/4 s000 kept", "2/4 s001 kept", "3/4 t001 kept", "4/4 t000 made"]
     assert hashes(path) == whole
+
+
+AT_WORK = """
+import sys
+from pathlib import Path
+from slicestore.ingest import ingest
+from slicestore.inputs import inputs_from_table
+from slicestore.settings import Preprocessing
+def wait(done, total, what):
+    print("at work", flush=True)
+    sys.stdin.readline()
+ingest(inputs_from_table(Path(sys.argv[1])), sys.argv[2], Preprocessing(size=16, spacing_mm=1.0), progress=wait)
+"""
 
 
 def test_two_ingests_do_not_write_one_store(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
     inputs, path = make_cohort(tmp_path / "raw"), tmp_path / "c.zarr"
-    with (tmp_path / "c.zarr.lock").open("w") as other:
-        other.write("4711\n")
-        other.flush()
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match=r"another ingest at work on it \(process 4711\)"):
+    lines = [f"{item.subject},{item.domain},{item.image},{item.label or ''}" for item in inputs]
+    (tmp_path / "t.csv").write_text("\n".join(["subject,domain,image,label", *lines]))
+    first = subprocess.Popen(
+        [sys.executable, "-c", AT_WORK, tmp_path / "t.csv", path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == b"at work\n"
+        before = hashes(path)
+        with pytest.raises(InputError, match=rf"another ingest at work on it \(process {first.pid}\).*Remedy: wait"):
             ingest(inputs, path, small)
-        assert not path.exists()
-    ingest(inputs, path, small)
+        assert hashes(path) == before
+        first.communicate(b"\n" * len(inputs))
+    assert first.returncode == 0
+    assert all(step.endswith("kept") for step in steps(inputs, path, small))
+
+
+def test_a_full_disk_is_told_and_the_ingest_resumes_when_there_is_room(
+    tmp_path: Path, make_cohort: Cohort, small: Preprocessing, small_disk: SmallDisk
+) -> None:
+    inputs = make_cohort(tmp_path / "raw")
+    whole = hashes(ingest(inputs, tmp_path / "whole.zarr", small).path)
+    with small_disk(tmp_path / "disk", "120k") as disk:
+        path = disk / "c.zarr"
+        with pytest.raises(
+            InputError, match=r"c\.zarr: found no room for .* MB free: No space left on device\)"
+        ) as told:
+            ingest(inputs, path, small)
+        assert "make room and run the same command again: what is finished is kept" in told.value.remedy
+        report = verify(path)
+        assert report.intact
+        assert not report.finished
+        assert 1 <= report.volumes < 4
+        subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
+        kept = [step for step in steps(inputs, path, small) if step.endswith("kept")]
+        assert len(kept) == report.volumes
+        assert hashes(path) == whole
+
+
+def test_processes_make_the_same_store(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    inputs, said = make_cohort(tmp_path / "raw"), list[str]()
+    path = tmp_path / "c.zarr"
+    ingest(inputs, path, small, spread=processes(2), progress=lambda done, total, what: said.append(f"{done} {what}"))
+    assert sorted(step.split()[1] for step in said) == ["s000", "s001", "t000", "t001"]
+    assert [step.split()[0] for step in said] == ["1", "2", "3", "4"]
+    assert hashes(path) == hashes(ingest(inputs, tmp_path / "alone.zarr", small).path)
+
+
+def test_an_error_in_another_process_names_the_file(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    inputs = make_cohort(tmp_path / "raw")
+    good = read(inputs[2].image)
+    write(Volume(np.ones_like(good.voxels), good.geometry), inputs[2].image)
+    with pytest.raises(InputError, match=r"patient-target-0\.nii\.gz: found the one value"):
+        ingest(inputs, tmp_path / "c.zarr", small, spread=processes(2))
+
+
+def test_the_key_file_may_lie_elsewhere(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    inputs = make_cohort(tmp_path / "raw")
+    ingest(inputs, tmp_path / "out" / "c.zarr", small, key_file=tmp_path / "safe" / "names.json")
+    assert json.loads((tmp_path / "safe" / "names.json").read_text())["s000"]["subject"] == "patient-source-0"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["c.zarr", "c.zarr.lock"]
+
+
+def test_a_brain_mask_counts_where_the_settings_use_it_and_not_elsewhere(
+    tmp_path: Path, make_cohort: Cohort, small: Preprocessing
+) -> None:
+    bare = make_cohort(tmp_path / "raw")
+    masked = [replace(item, brain=tmp_path / "raw" / f"{item.subject}_brain.nii.gz") for item in bare]
+    for item in masked:
+        grid = read(item.image).geometry
+        mask = np.zeros(grid.size[::-1], dtype=np.uint8)
+        mask[:, 4:20, 3:18] = 1
+        write(Volume(mask, grid), item.brain or "")
+    path, other = tmp_path / "c.zarr", replace(small, strip=True)
+    ingest(bare, path, small)
+    assert all(step.endswith("kept") for step in steps(masked, path, small))
+    assert json.loads((tmp_path / "c.zarr.key.json").read_text())["s000"]["brain"] == str(masked[0].brain)
+    assert all(step.endswith("made") for step in steps(masked, path, other))
+    mask[1, 5, 5] = 0
+    write(Volume(mask, grid), masked[3].brain or "")
+    assert steps(masked, path, other) == ["1/4 s000 kept", "2/4 s001 kept", "3/4 t000 kept", "4/4 t001 made"]
+
+
+def test_two_components_of_one_file_are_two_volumes(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    inputs = make_cohort(tmp_path / "raw")
+    rng = np.random.default_rng(0)
+    both = sitk.JoinSeries([sitk.GetImageFromArray(rng.normal(100, 10, (5, 24, 20)).astype(np.float32)) for _ in "ab"])
+    sitk.WriteImage(both, str(tmp_path / "echoes.nii.gz"))
+    echoes = [Input("target", f"echo-{n}", tmp_path / "echoes.nii.gz", component=n) for n in (0, 1)]
+    store = ingest([*inputs[:2], *echoes], tmp_path / "c.zarr", small)
+    key = json.loads((tmp_path / "c.zarr.key.json").read_text())
+    assert [key[name]["component"] for name in ("t000", "t001")] == ["0", "1"]
+    first, second = (store.read(entry, "image") for entry in store.select("target"))
+    assert not np.array_equal(first, second)
+    with pytest.raises(InputError, match="the same bytes as"):
+        ingest([*inputs[:2], *echoes, replace(echoes[0], subject="twin")], tmp_path / "c.zarr", small)
+
+
+def test_an_oblique_volume_is_taken_and_told(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    inputs = make_cohort(tmp_path / "raw")
+    volume = read(inputs[2].image)
+    c, s = np.cos(np.radians(17)), np.sin(np.radians(17))
+    turned = replace(volume.geometry, direction=(1.0, 0.0, 0.0, 0.0, c, -s, 0.0, s, c))
+    write(Volume(volume.voxels, turned), inputs[2].image)
+    said = steps(inputs, tmp_path / "c.zarr", small)
+    assert said[2] == "3/4 t000 made; its axes are 17 degrees off the patient's"
+    assert said[3] == "4/4 t001 made"
+
+
+def test_an_image_that_may_not_be_read_is_named(
+    make_cohort: Cohort, small: Preprocessing, as_nobody: Callable[[], AbstractContextManager[Path]]
+) -> None:
+    with as_nobody() as folder:
+        inputs = make_cohort(folder / "raw")
+        inputs[1].image.chmod(0)
+        with pytest.raises(InputError, match=r"patient-source-1\.nii\.gz: found .*[Pp]ermission"):
+            ingest(inputs, folder / "c.zarr", small)
+        assert not (folder / "c.zarr").exists()
 
 
 # --- refusals: nothing is written -------------------------------------------------------------------------------------
@@ -294,7 +357,7 @@ def test_a_2d_and_a_4d_file_are_named(tmp_path: Path, make_cohort: Cohort, small
     for axes in ((8, 8), (3, 4, 8, 8)):
         sitk.WriteImage(sitk.GetImageFromArray(np.zeros(axes, np.int16), isVector=False), str(tmp_path / "odd.nii"))
         refused(
-            [*inputs, Input("target", "x", tmp_path / "odd.nii")], tmp_path, small, rf"odd\.nii: found a {len(axes)}D"
+            [*inputs, Input("target", "x", tmp_path / "odd.nii")], tmp_path, small, rf"odd\.nii: .*{len(axes)}D image"
         )
 
 
@@ -495,11 +558,12 @@ def test_one_real_tof_and_one_real_swi_make_a_store(tmp_path: Path, real: Path) 
         *inputs_from_folder(tmp_path / "swi", "target"),
     ]
     store = ingest(inputs, tmp_path / "real.zarr", Preprocessing(size=128, spacing_mm=0.45))
-    source, target = store.stage("source", "train"), store.stage("target", "train")
-    assert (source.image.shape, target.image.shape) == ((34, 128, 128), (41, 128, 128))
-    assert target.label is None
-    assert source.label is not None
+    (source,), (target,) = store.select("source"), store.select("target")
+    assert store.read(source, "image").shape == (34, 128, 128)
+    assert store.read(target, "image").shape == (41, 128, 128)
+    assert (source.labelled, target.labelled) == (True, False)
+    assert verify(store.path).intact
     raw = read(real / "topcow_tof_vessels.nii.gz")
-    back = restore(source.label, store.record(source.entries[0]))
+    back = restore(store.read(source, "label"), store.record(source))
     assert not back.geometry.differences(raw.geometry)
     assert 2 * np.count_nonzero(back.voxels & raw.voxels) > 0.92 * (back.voxels.sum() + raw.voxels.sum())

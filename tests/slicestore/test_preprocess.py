@@ -10,8 +10,12 @@ import pytest
 import SimpleITK as sitk
 
 from slicestore.errors import InputError
+from slicestore.frame import frame, oblique_degrees, orient, shift_to
 from slicestore.geometry import Geometry
-from slicestore.preprocess import Preprocessing, frame, orient, prepare, resample, resample_label, restore, standardise
+from slicestore.intensity import Histogram, shading, standardise
+from slicestore.preprocess import prepare, restore
+from slicestore.resample import resample
+from slicestore.settings import LEVELS, PRESETS, Preprocessing
 from slicestore.volume import Volume, read
 
 
@@ -46,7 +50,18 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 # --- configuration ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("setting", "value"), [("size", 100), ("size", 0), ("spacing_mm", 0.0), ("pad", "mirror")])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("size", 100),
+        ("size", 0),
+        ("spacing_mm", 0.0),
+        ("spacing_mm", float("nan")),
+        ("pad", "mirror"),
+        ("centre", "nose"),
+        ("slices", "some"),
+    ],
+)
 def test_a_setting_that_makes_no_sense_is_refused(setting: str, value: object) -> None:
     with pytest.raises(InputError, match=rf"Preprocessing\.{setting}: found .*{value}"):
         Preprocessing(**{setting: value})  # type: ignore[arg-type]
@@ -58,11 +73,24 @@ def test_the_fingerprint_depends_on_every_setting_and_on_nothing_else() -> None:
         Preprocessing(size=128),
         Preprocessing(spacing_mm=0.5),
         Preprocessing(pad="zero"),
-        Preprocessing(drop_empty=True),
+        Preprocessing(centre="grid"),
+        Preprocessing(centre="brain"),
+        Preprocessing(slices="tissue"),
+        Preprocessing(slices="foreground"),
+        Preprocessing(join=False),
+        Preprocessing(bias_field=True),
+        Preprocessing(strip=True),
+        PRESETS["seed2022"],
     ]
     assert len({config.fingerprint for config in variants}) == len(variants)
     assert Preprocessing().fingerprint == Preprocessing(size=256).fingerprint
     assert len(Preprocessing().fingerprint) == 16
+
+
+def test_the_presets_are_the_defaults_and_the_2022_study() -> None:
+    assert PRESETS["recommended"] == Preprocessing()
+    old = PRESETS["seed2022"]
+    assert (old.size, old.pad, old.centre, old.slices, old.spacing_mm) == (352, "zero", "grid", "all", 0.89)
 
 
 # --- orientation ------------------------------------------------------------------------------------------------------
@@ -74,6 +102,15 @@ def test_orientation_agrees_with_simpleitk(code: str) -> None:
     ours, theirs = orient(volume), Volume.from_image(sitk.DICOMOrient(volume.to_image(), "LPS"))
     assert np.array_equal(ours.voxels, theirs.voxels)
     assert not ours.geometry.differences(theirs.geometry)
+
+
+def test_obliquity_is_the_largest_angle_of_an_axis() -> None:
+    turn = np.reshape(sitk.Euler3DTransform((0, 0, 0), 0, 0, np.radians(20)).GetMatrix(), (3, 3))
+    for code in ("LPS", "SAR"):
+        image = sitk.DICOMOrient(flat(np.zeros((3, 4, 5))).to_image(), code)
+        assert oblique_degrees(orient(Volume.from_image(image)).geometry) == 0
+        image.SetDirection((turn @ np.reshape(image.GetDirection(), (3, 3))).ravel())
+        assert oblique_degrees(orient(Volume.from_image(image)).geometry) == pytest.approx(20, abs=1e-3)
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------
@@ -125,7 +162,9 @@ def test_every_pixel_stays_at_its_place_in_the_patient(code: str, spacing_mm: fl
         made = resample(orient(Volume(world(raw.geometry, axis), raw.geometry)), spacing_mm)
         assert np.abs(made.voxels - world(made.geometry, axis))[:, :-1, :-1].max() < error_mm
         for size in (4, 16):
-            framed, (down, right) = frame(made, size, np.nan)
+            height, width = made.voxels.shape[1:]
+            down, right = shift_to(height, size, height / 2), shift_to(width, size, width / 3)
+            framed = frame(made, size, (down, right), np.nan)
             assert np.nanmedian(np.abs(framed.voxels - world(framed.geometry, axis))) < error_mm
             assert framed.geometry.point_mm((right, down, 0)) == pytest.approx(made.geometry.origin_mm)
 
@@ -157,24 +196,42 @@ def test_a_constant_image_is_refused_by_name(value: int) -> None:
         prepare(flat(np.full((2, 8, 8), value)), None, Preprocessing(size=8), where="scan.nii")
 
 
-def test_the_crop_and_the_pad_are_centred() -> None:
-    framed, shift = frame(flat([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]] * 3), 8, 0)
-    assert shift == (2, -1)  # 3 rows sink by (8 - 3) // 2, 11 columns lose (11 - 8) // 2 on the left
+def test_cropping_and_padding_keep_places() -> None:
+    framed = frame(flat([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]] * 3), 8, (2, -1), 0)
     assert framed.voxels[0, 2:5].tolist() == [[2, 3, 4, 5, 6, 7, 8, 9]] * 3
     assert not framed.voxels[0, [0, 1, 5, 6, 7]].any()
     assert framed.geometry.origin_mm == (1.0, -2.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "middle", "shift"),
+    [
+        (3, 8, 1.5, 2),  # padded by 2 and 3
+        (11, 8, 5.5, -1),  # cropped by 1 and 2
+        (11, 8, 4.0, 0),
+        (11, 8, 2.0, 0),  # no padding before the first pixel while the last is cut off
+        (11, 8, 9.0, -3),
+        (3, 8, 0.0, 4),
+        (3, 8, -9.0, 5),  # as far as it fits
+        (8, 8, 0.0, 0),
+    ],
+)
+def test_the_middle_moves_as_far_as_nothing_is_lost_for_it(old: int, new: int, middle: float, shift: int) -> None:
+    assert shift_to(old, new, middle) == shift
 
 
 def test_the_frame_is_air_or_zero_as_told() -> None:
     image = np.full((2, 8, 8), 10.0)
     image[:, :4], image[:, 6:] = 0, 20  # half air
     background, zero = (
-        prepare(flat(image), None, Preprocessing(size=16, spacing_mm=1.0, pad=pad)) for pad in ("background", "zero")
+        prepare(flat(image), None, Preprocessing(size=16, spacing_mm=1.0, pad=pad, centre="grid"))
+        for pad in ("background", "zero")
     )  # type: ignore[arg-type]
     mean, std = image.mean(), image.std()
     assert background.image[0, 0, 0] == np.float16(-mean / std)
     assert zero.image[0, 0, 0] == 0
     assert np.array_equal(background.image[:, 4:12, 4:12], zero.image[:, 4:12, 4:12])
+    assert np.all(zero.image[:, :4] == 0)
     assert background.record["minimum"] == pytest.approx(-mean / std, rel=1e-3)
     assert background.record["maximum"] == pytest.approx((20 - mean) / std, rel=1e-3)
 
@@ -191,7 +248,7 @@ def test_empty_slices_are_dropped_when_told_and_come_back_as_zeros() -> None:
     rng = np.random.default_rng(0)
     image = rng.normal(0, 1, (5, 8, 8))
     image[1:4] += 300 * rng.random((3, 8, 8))
-    config = Preprocessing(size=8, spacing_mm=1.0, drop_empty=True)
+    config = Preprocessing(size=8, spacing_mm=1.0, slices="tissue")
     made = prepare(flat(image), None, config)
     assert made.record["slices"] == [1, 2, 3]
     assert made.image.shape == (3, 8, 8)
@@ -200,51 +257,143 @@ def test_empty_slices_are_dropped_when_told_and_come_back_as_zeros() -> None:
     assert prepare(flat(image), None, Preprocessing(size=8, spacing_mm=1.0)).record["slices"] == [0, 1, 2, 3, 4]
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- tails and shading -----------------------------------------------------------------------------------------------
 
 
-def test_the_largest_fractions_become_foreground_until_the_volume_is_met() -> None:
-    label = np.array([[1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0]], dtype=np.uint8)  # 4 voxels are one pixel of 2 x 2
-    shrunk = resample_label(flat(label), 2.0)
-    assert shrunk.fraction.tolist() == [[[191, 64, 0]]]  # 3/4 and 1/4 of 255
-    assert shrunk.hard.tolist() == [[[1, 0, 0]]]
-    assert shrunk.thresholds == [191 / 255]
+def test_percentiles_are_those_of_the_sorted_values() -> None:
+    values = np.random.default_rng(0).normal(0, 3, (3, 20, 20)).astype(np.float16)
+    values[0, 0, :3] = -0.0, 0.0, np.inf
+    finite = np.sort(values[np.isfinite(values)].astype(np.float32))
+    histogram = Histogram.of(values)
+    assert histogram.counts.sum() == len(finite) == 1199
+    assert np.array_equal(np.repeat(histogram.values, histogram.counts), finite)
+    for percent in (0.1, 50, 99.9, 100):
+        assert histogram.percentile(percent) == np.percentile(finite, percent, method="inverted_cdf")
 
 
-def test_where_two_classes_claim_a_pixel_the_larger_fraction_has_it() -> None:
-    label = np.array([[1, 2, 2, 2], [1, 2, 0, 0]], dtype=np.uint8)
-    label[:, 0] = 1
-    label[1, 1] = 1  # first pixel: 3 of class 1, 1 of class 2; second: 2 of class 2
-    assert resample_label(flat(label), 2.0).hard.tolist() == [[[1, 2]]]
+def test_otsu_parts_two_heaps_between_them() -> None:
+    heaps = np.concatenate([np.full(300, 1.0), np.full(10, 1.5), np.full(100, 7.0)]).astype(np.float16)
+    assert Histogram.of(heaps[None]).otsu() == 1.5
 
 
-@pytest.mark.parametrize("spacing_mm", [0.31, 0.5, 0.89, 1.0])
-def test_each_class_keeps_its_volume_to_within_a_voxel(spacing_mm: float) -> None:
+def test_the_tails_are_recorded_without_the_frame() -> None:
+    image = np.arange(1000, dtype=np.float64).reshape(10, 10, 10)
+    made = prepare(flat(image), None, Preprocessing(size=16, spacing_mm=1.0))
+    mean, std = image.mean(), image.std()
+    assert list(made.record["percentiles"]) == [f"{level:g}" for level in LEVELS]
+    low, high = made.record["percentiles"]["5"]
+    assert low * std + mean == pytest.approx(49, abs=1)  # the 50th of 1000 values from 0
+    assert high * std + mean == pytest.approx(949, abs=1)
+
+
+def shaded(voxels: np.ndarray, gain: np.ndarray) -> tuple[float, float]:
+    """Relative spread of a uniform ball before and after the correction."""
+    seen = Volume((voxels * gain).astype(np.float32), Geometry(voxels.shape[::-1], (2.0, 2.0, 3.0)))  # type: ignore[arg-type]
+    clean = np.stack(list(shading(seen).corrected(seen.voxels)))
+    ball = voxels > 50
+    return float(seen.voxels[ball].std() / seen.voxels[ball].mean()), float(clean[ball].std() / clean[ball].mean())
+
+
+def test_shading_is_taken_off_without_touching_what_is_sharp() -> None:
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (20, 60, 64)), indexing="ij")
+    noise = np.random.default_rng(0).normal(0, 2, z.shape)
+    voxels = np.where(x**2 + y**2 + 0.5 * z**2 < 0.7, 100.0, 5.0) + noise
+    before, after = shaded(voxels, 1 + 0.3 * x + 0.15 * z)
+    assert before > 0.1
+    assert after < 0.4 * before
+
+
+def test_shading_comes_out_the_same_every_time_and_of_one_slice_too() -> None:
     rng = np.random.default_rng(0)
-    label = np.zeros((12, 60, 60), dtype=np.uint8)
-    for _ in range(40):  # thin rods of two voxels
-        z, y, x = rng.integers(0, (12, 58, 40))
-        label[z, y : y + 2, x : x + 20] = 1
-    shrunk = resample_label(flat(label, (0.25, 0.25, 1.0)), spacing_mm)
-    pixel, before = spacing_mm**2, np.count_nonzero(label) * 0.25**2
-    assert abs(np.count_nonzero(shrunk.hard) * pixel - before) <= pixel
-    assert shrunk.fraction.sum() / 255 * pixel == pytest.approx(before, rel=0.02)
+    for depth in (1, 6):
+        image = rng.normal(10, 1, (depth, 30, 28))
+        image[:, 6:24, 5:22] += np.linspace(50, 90, 17)
+        config = Preprocessing(size=32, spacing_mm=1.0, bias_field=True)
+        once, again = prepare(flat(image), None, config), prepare(flat(image), None, config)
+        assert np.array_equal(once.image, again.image)
+        assert not np.array_equal(once.image, prepare(flat(image), None, Preprocessing(size=32, spacing_mm=1.0)).image)
 
 
-def test_of_equal_fractions_those_with_neighbours_come_first() -> None:
-    label = np.zeros((1, 8, 8), dtype=np.uint8)
-    label[0, 0::2, 0] = label[0, 0::2, 1] = 1  # a rod that fills half of each of four pixels in a column
-    label[0, 0, 6] = label[0, 1, 6] = 1  # and half a pixel on its own, above in reading order
-    kept = resample_label(flat(label), 2.0).hard[0]
-    assert kept[:, 3].sum() == 0
-    assert kept[:, 0].sum() == 2  # 10 voxels are 2.5 pixels: two
+# --- the middle of a slice, the brain and the choice of slices --------------------------------------------------------
 
 
-def test_a_label_of_nothing_is_nothing() -> None:
-    shrunk = resample_label(flat(np.zeros((2, 4, 4), dtype=np.uint8)), 2.0)
-    assert not shrunk.hard.any()
-    assert not shrunk.fraction.any()
-    assert shrunk.thresholds == []
+def head(*, rows: slice, columns: slice, size: tuple[int, int, int] = (4, 40, 48)) -> np.ndarray:
+    """Noise of air round a bright block."""
+    image = np.random.default_rng(0).normal(10, 1, size)
+    image[:, rows, columns] += 200
+    return image
+
+
+def test_the_tissue_comes_to_lie_in_the_middle() -> None:
+    image = head(rows=slice(20, 36), columns=slice(4, 24))  # its middle: row 28, column 14
+    grid, tissue = (
+        prepare(flat(image), None, Preprocessing(size=24, spacing_mm=1.0, centre=centre))
+        for centre in ("grid", "foreground")
+    )
+    assert grid.record["shift_yx"] == [-8, -12]
+    assert tissue.record["shift_yx"] == [-16, -2]  # 12 - 28, 12 - 14
+    assert (tissue.image[:, 4:20, 2:22] > 1).all()
+
+
+def test_a_few_bright_voxels_in_the_air_do_not_move_the_middle() -> None:
+    image = head(rows=slice(20, 36), columns=slice(4, 24))
+    image[0, 0, 47] = 4000
+    made = prepare(flat(image), None, Preprocessing(size=24, spacing_mm=1.0))
+    assert made.record["shift_yx"] == [-16, -2]
+
+
+def test_the_brain_mask_sets_the_middle_and_what_is_left_of_the_image() -> None:
+    image = head(rows=slice(2, 38), columns=slice(2, 46))
+    label, brain = (np.zeros(image.shape, dtype=np.uint8) for _ in range(2))
+    brain[1:3, 20:32, 8:20] = 255  # any value above 0; its middle: row 26, column 14
+    label[1, 22:24, 10:18] = 1
+    label[1, 10:12, 10:18] = 1  # as much outside the brain
+    config = Preprocessing(size=24, spacing_mm=1.0, centre="brain", strip=True)
+    made = prepare(flat(image), flat(label), config, brain=flat(brain))
+    assert made.label is not None
+    assert made.record["shift_yx"] == [-14, -2]
+    inside = np.zeros((4, 24, 24), dtype=bool)
+    inside[1:3, 6:18, 6:18] = True
+    assert (made.image[~inside] == np.float16(made.record["background"])).all()
+    assert made.image[inside].astype(float).mean() == pytest.approx(0, abs=1e-3)  # its mean and deviation count alone
+    assert made.image[inside].astype(float).std() == pytest.approx(1, abs=1e-3)
+    assert made.record["background"] < -100  # air is 200 below, in units of the tissue's noise
+    assert np.argwhere(made.label).min(axis=0).tolist() == [1, 8, 8]
+    assert np.count_nonzero(made.label) == 16
+    assert made.record["label"]["stripped"] == 0.5
+    assert made.record["label"]["lost"] == 0
+
+
+def test_the_brain_mask_must_be_there_match_and_hold_a_brain() -> None:
+    image = flat(head(rows=slice(2, 38), columns=slice(2, 46)))
+    empty = flat(np.zeros((4, 40, 48), dtype=np.uint8))
+    strip, centre = (
+        Preprocessing(size=24, spacing_mm=1.0, strip=True),
+        Preprocessing(size=24, spacing_mm=1.0, centre="brain"),
+    )
+    with pytest.raises(InputError, match=r"scan\.nii: found no brain mask; strip needs"):
+        prepare(image, None, strip, where="scan.nii")
+    with pytest.raises(InputError, match=r"scan\.nii: found no brain mask; centre='brain' needs"):
+        prepare(image, None, centre, where="scan.nii")
+    with pytest.raises(InputError, match=r"brain mask of scan\.nii: found no brain in it"):
+        prepare(image, None, strip, brain=empty, where="scan.nii")
+    with pytest.raises(InputError, match=r"brain mask of scan\.nii: found size"):
+        prepare(image, None, strip, brain=flat(np.ones((4, 40, 47), dtype=np.uint8)), where="scan.nii")
+
+
+def test_slices_with_foreground_are_kept_when_told_and_tissue_where_there_is_no_label() -> None:
+    image = head(rows=slice(2, 38), columns=slice(2, 46), size=(5, 40, 48))
+    image[4] = 10.0  # air
+    label = np.zeros(image.shape, dtype=np.uint8)
+    label[[1, 3], 10:14, 10:14] = 1
+    config = Preprocessing(size=48, spacing_mm=1.0, slices="foreground")
+    assert prepare(flat(image), flat(label), config).record["slices"] == [1, 3]
+    assert prepare(flat(image), None, config).record["slices"] == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="no contrast in any slice's crop"):
+        prepare(flat(image), flat(np.zeros_like(label)), config)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_label_on_another_grid_is_refused_with_what_differs() -> None:

@@ -34,7 +34,8 @@ from slicestore.errors import InputError
 from slicestore.ingest import ingest
 from slicestore.inputs import inputs_from_table
 from slicestore.phantom import write_cohort
-from slicestore.preprocess import Preprocessing
+from slicestore.place import Place
+from slicestore.settings import Preprocessing
 from slicestore.store import Domain, Store
 
 
@@ -42,8 +43,9 @@ from slicestore.store import Domain, Store
 class Options:
     """What the command line says of a study. Without any, a small study on synthetic heads, on this machine."""
 
-    store: Path | None = None
-    """A store from `equipoise prepare`. Without one: synthetic heads, made once, and small networks."""
+    store: str | None = None
+    """A store from `equipoise prepare`: a folder or s3://bucket/prefix. Without one: synthetic heads, made once, and
+    small networks."""
     points: int | None = None
     """Points to judge; 8 on synthetic heads, else 32."""
     steps: int | None = None
@@ -93,7 +95,7 @@ def conduct(declare: Declare, options: Options) -> StudyFolder:
     """
     began, console = time.monotonic(), wide_console()
     folder, options = _place(declare(options).name, options)
-    store = (options.store or synthetic_store(options.results)).absolute()
+    store = Place.at(options.store or synthetic_store(options.results)).url
     study = _bound(declare(options), Store.open(store))
     if folder is not None:
         folder.agree(study)
@@ -171,17 +173,13 @@ def _place(name: str, options: Options) -> tuple[StudyFolder | None, Options]:
         )
     folder = StudyFolder.open(max(found, key=lambda f: (f / "study.json").stat().st_mtime))
     given = {f.name: v for f in dataclasses.fields(options) if (v := getattr(options, f.name)) != f.default}
-    return folder, Options(**{**_restored(folder.options), **given})
+    return folder, Options(**{**folder.options, **given})
 
 
 def _saved(options: Options) -> dict[str, Any]:
     """What a resume needs to know of how the study was started."""
-    data = dataclasses.asdict(options) | {"store": str(options.store.absolute()) if options.store else None}
+    data = dataclasses.asdict(options) | {"store": Place.at(options.store).url if options.store else None}
     return {k: v for k, v in data.items() if k not in ("resume", "name", "results", "address")}
-
-
-def _restored(data: dict[str, Any]) -> dict[str, Any]:
-    return data | {"store": Path(data["store"]) if data.get("store") else None}
 
 
 def _fresh(options: Options) -> Path:
@@ -191,7 +189,7 @@ def _fresh(options: Options) -> Path:
     return next(f for f in taken if not f.exists())
 
 
-def _confirm(folder: StudyFolder, ledger: Ledger, store: Path, share: Share, workers: int) -> None:
+def _confirm(folder: StudyFolder, ledger: Ledger, store: str, share: Share, workers: int) -> None:
     """Run the best point once more, with a new seed and over several workers: does it hold?"""
     best = ledger.best()
     if best is None or not workers:

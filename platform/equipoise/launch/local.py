@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from equipoise.batches import Cohort
+from equipoise.batches import Cohort, needed
 from equipoise.config import RunConfig
 from equipoise.ranks import Ranks
 from equipoise.record import recorded
@@ -25,18 +25,20 @@ def device_here() -> torch.device:
 
 
 def launch(
-    folder: Path, config: RunConfig, store: Path, *, device: torch.device | None = None, ranks: Ranks | None = None
+    folder: Path,
+    config: RunConfig,
+    store: str | Path,
+    *,
+    device: torch.device | None = None,
+    ranks: Ranks | None = None,
 ) -> Iterator[Progress]:
     """Train `config` on the store into `folder`, or continue what is there; a `Progress` is on disk when it comes."""
     device = device or device_here()
     # What a run sees of a store depends on these settings only; a warm worker keeps it from run to run.
-    cohort = _staged(store, config.data.cohort, config.data.limits, config.net.classes, config.batch, device)
+    cohort = _staged(store, needed(config), device)
     return recorded(folder, config, cohort, ranks=ranks)
 
 
 @lru_cache(maxsize=2)
-def _staged(store: Path, cohort: str, limits: str, classes: int, batch: int, device: torch.device) -> Cohort:
-    needed = (
-        RunConfig().at("data.cohort", cohort).at("data.limits", limits).at("net.classes", classes).at("batch", batch)
-    )
-    return Cohort(Store.open(store), needed, device)
+def _staged(store: str | Path, config: RunConfig, device: torch.device) -> Cohort:
+    return Cohort(Store.open(store), config, device)

@@ -29,7 +29,12 @@ RESTARTS = 2
 
 
 def train(
-    folder: Path, config: RunConfig, store: Path, share: Share, *, callbacks: Sequence[ray.train.UserCallback] = ()
+    folder: Path,
+    config: RunConfig,
+    store: str | Path,
+    share: Share,
+    *,
+    callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> None:
     """Train one run over `config.workers` workers; returns when its record is complete.
 
@@ -58,7 +63,7 @@ def _worker(job: dict[str, Any]) -> None:
     """What each rank runs, inside the process group that Ray Train has formed."""
     torch.set_num_threads(max(1, int(job["share"].cpus)))
     config = RunConfig.from_dict(job["config"])
-    for progress in launch(Path(job["folder"]), config, Path(job["store"]), device=get_device(), ranks=Ranks()):
+    for progress in launch(Path(job["folder"]), config, job["store"], device=get_device(), ranks=Ranks()):
         if progress.looked:
             ray.train.report(report(progress.step, progress.signals, progress.stability))
 

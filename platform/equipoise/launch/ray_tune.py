@@ -93,7 +93,7 @@ class LedgerStopper(tune.Stopper):
         return {}
 
 
-def search_points(folder: StudyFolder, study: Study, store: Path, share: Share) -> Ledger:
+def search_points(folder: StudyFolder, study: Study, store: str | Path, share: Share) -> Ledger:
     """Run every point of a study that has not ended yet, as many at a time as the cluster holds.
 
     Raises:
@@ -131,7 +131,7 @@ def _point(trial: dict[str, Any]) -> None:
     """A one-worker run, inside its Tune trial."""
     torch.set_num_threads(max(1, int(trial["cpus"])))
     folder = Path(trial["runs"]) / trial["name"]
-    for progress in launch(folder, RunConfig.from_dict(trial["run"]), Path(trial["store"])):
+    for progress in launch(folder, RunConfig.from_dict(trial["run"]), trial["store"]):
         if progress.looked and progress.verdict is None:
             tune.report(report(progress.step, progress.signals, progress.stability))
     _report_end(folder)
@@ -143,7 +143,7 @@ def _distributed_point(trial: dict[str, Any]) -> None:
     train(
         folder,
         RunConfig.from_dict(trial["run"]),
-        Path(trial["store"]),
+        trial["store"],
         Share(trial["cpus"], trial["gpus"]),
         callbacks=[TuneReportCallback()],
     )
