@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+from isal.igzip_lib import IsalError
 
 from slicestore import dicom, nifti
 from slicestore.components import choose, image, volumes
@@ -73,7 +74,7 @@ def inspect(path: str | Path, component: int | None = None) -> Geometry:
             choose(path, component, header.count, header.told)
             return header.geometry
         grid, count, told = _itk_grid(path, _itk_header(path))
-    except (EOFError, OSError, zlib.error) as error:
+    except (EOFError, OSError, zlib.error, IsalError) as error:
         raise _unreadable(path, error) from None
     choose(path, component, count, told)
     return grid
@@ -94,7 +95,7 @@ def read(path: str | Path, component: int | None = None) -> Volume:
             voxels, grid = nifti.read(path, component)
         else:
             voxels, grid = _itk_read(path, component)
-    except (EOFError, OSError, zlib.error) as error:
+    except (EOFError, OSError, zlib.error, IsalError) as error:
         raise _unreadable(path, error) from None
     if voxels.dtype.kind == "f":
         broken = sum(int(np.count_nonzero(~np.isfinite(plane))) for plane in voxels)
