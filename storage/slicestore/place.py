@@ -17,6 +17,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from slicestore.errors import InputError
 
 PARTIAL = re.compile(r"(^|.*/)\.[^/]+\.[0-9a-f]{8}\.tmp$")
@@ -134,8 +136,12 @@ class Folder(Place):
 
     def get(self, name: str) -> memoryview:
         """See `Place.get`."""
-        with self._readable(name):
-            return memoryview((self.path / name).read_bytes())
+        with self._readable(name), open(self.path / name, "rb", buffering=0) as file:
+            # NumPy asks for large pages. The small ones of `bytes` cost threads a third of the time that a shard takes.
+            view, done = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data, 0
+            while done < len(view) and (more := file.readinto(view[done:])):
+                done += more
+            return view[:done]
 
     def get_range(self, name: str, start: int, length: int) -> memoryview:
         """See `Place.get_range`."""
