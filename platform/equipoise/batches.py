@@ -166,7 +166,9 @@ def _chosen(config: RunConfig, salt: int, slices: Shelf | Slices, step: int) -> 
             bare[_order(config.seed, 3, len(bare), config.batch - rich, step)],
         ]
     )
-    return np.random.default_rng((config.seed, 4, step)).permutation(indices)  # so that every rank gets some of both
+    return np.random.default_rng((config.seed, 4, step)).permutation(
+        indices
+    )  # else one rank would get all that show foreground
 
 
 def _rich(config: RunConfig) -> int:

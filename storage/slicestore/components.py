@@ -23,7 +23,7 @@ def choose(where: object, component: int | None, count: int, found: str) -> int:
             where,
             found=found,
             rule="one volume is read of a file or folder",
-            remedy=f"name it by its number, `component` 0 to {count - 1}",
+            remedy=f"name it by its number, 0 to {count - 1}: `--component`, or a table's column `component`",
         )
     if component is not None and not 0 <= component < count:
         raise InputError(

@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 
 from slicestore.components import choose, volumes
 from slicestore.errors import InputError
-from slicestore.geometry import MISPLACED_MM, SAME_GRID_MM, Geometry, check_axes, check_size
+from slicestore.geometry import MISPLACED_MM, SAME_GRID_MM, SINGULAR, Geometry, check_axes, check_size
 
 TAGS = (
     "SeriesInstanceUID",
@@ -224,35 +224,37 @@ def _slice(file: Path, header: Any) -> Slice:
         position = np.array(header.ImagePositionPatient, dtype=float).reshape(3)
         down, along = (float(value) for value in header.PixelSpacing)
         thickness = float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or np.nan)
+        echo_ms = None if header.get("EchoTime") is None else float(header.EchoTime)
+        time_point = int(header.get("TemporalPositionIdentifier") or 0)
     except (AttributeError, TypeError, ValueError):
         raise InputError(
             file,
-            found="no readable pixel spacing, position or orientation",
-            rule="a slice says where its pixels lie",
+            found="no readable pixel spacing, position, orientation, echo time or time point",
+            rule="a slice says where its pixels lie, and has one echo time and one time point at most",
             remedy="export the series anew, or leave this file out",
         ) from None
-    echo = header.get("EchoTime")
     image_type = header.get("ImageType") or ()
     kind = (
         int(header.get("SeriesNumber") or 0),
-        float(echo) if echo is not None else -1.0,
+        -1.0 if echo_ms is None else echo_ms,
         str(header.get("EchoNumbers") or ""),
         (image_type,) if isinstance(image_type, str) else tuple(image_type),
         str(header.get("ComplexImageComponent") or ""),
-        int(header.get("TemporalPositionIdentifier") or 0),
+        time_point,
         int(header.Rows),
         int(header.Columns),
         int(header.get("SamplesPerPixel") or 1),
         str(header.get("SeriesInstanceUID") or ""),
     )
     description = str(header.get("SeriesDescription") or "")
-    return Slice(
-        file, kind, description, None if echo is None else float(echo), position, axes, (along, down), thickness
-    )
+    return Slice(file, kind, description, echo_ms, position, axes, (along, down), thickness)
 
 
 def _told(stack: Stack) -> str:
-    """What a choice shows of a stack: nothing that names a patient, a day or a UID."""
+    """What a choice shows of a stack on the user's own terminal: no name, day or UID, but the scanner's description.
+
+    That is free text, by which people know their series; it goes nowhere else.
+    """
     one = stack[0]
     parts = [f"series {one.number}"]
     parts += [repr(one.description)] if one.description else []
@@ -271,6 +273,13 @@ def _grid(folder: Path, stack: Stack) -> Geometry:
     """The grid of an ordered stack: its slices evenly spaced along their normal, none missing, none twice."""
     first = stack[0]
     normal = np.cross(*first.axes)
+    if np.linalg.norm(normal) < SINGULAR:
+        raise InputError(
+            first.path,
+            found=f"rows and columns along one line, {np.round(first.axes, 4).ravel().tolist()}",
+            rule="rows and columns of a slice are at right angles",
+            remedy="export the series again from its source",
+        )
     places = np.array([item.position @ normal for item in stack])
     _refuse_other_planes(stack, places)
     step = _step_mm(folder, stack, places)

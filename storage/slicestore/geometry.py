@@ -19,6 +19,8 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SAME_GRID_MM = 1e-2
 """How far apart the corner voxels of an image and its mask may lie: a hundredth of a millimetre is far below a voxel,
 and more than the rounding of headers by different programs (float32 matrices, DICOM's decimal strings) costs."""
+SINGULAR = 1e-3
+"""Volume of three unit axes below which they lie in a plane, and area of two below which they lie on a line."""
 MISPLACED_MM = 0.1
 """How far a header may contradict itself: its two matrices, its axes against a right angle, a slice against its place
 in the stack. Rounding stays below it, and a voxel of these modalities is about three times as wide at least."""
@@ -135,7 +137,7 @@ def check_axes(grid: Geometry, where: object) -> None:
         raise InputError(where, found=found, rule="a grid is described by finite numbers", remedy=remedy)
     if min(grid.spacing_mm) <= 0:
         raise InputError(where, found=f"spacing {grid.spacing_mm} mm", rule=rule, remedy=remedy)
-    if abs(np.linalg.det(np.reshape(grid.direction, (3, 3)))) < 1e-3:
+    if abs(np.linalg.det(np.reshape(grid.direction, (3, 3)))) < SINGULAR:
         raise InputError(where, found=f"a singular direction {grid.direction}", rule=rule, remedy=remedy)
     if (skew := grid.skew_mm()) > MISPLACED_MM:
         raise InputError(

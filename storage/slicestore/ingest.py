@@ -10,14 +10,17 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from slicestore import volume, writer
 from slicestore.errors import InputError
 from slicestore.inputs import Input, check
+from slicestore.labels import class_indices
 from slicestore.layout import DOMAINS, SCHEMA, Domain, group_name
 from slicestore.place import Folder, Place
 from slicestore.preprocess import prepare
@@ -97,7 +100,8 @@ def ingest(
     All inputs are checked by their headers, and new ones read to the end, before anything is written. A volume whose
     bytes and preprocessing are unchanged is kept, so that a second call does nothing and one after a crash goes on
     where the first stopped. The map from pseudonym to subject and files goes to `key_file`, readable by its owner
-    alone: by default `<store>.key.json` beside a folder, and in the working folder for a store in S3.
+    alone: by default `<store>.key.json` beside a folder, and `<bucket>--<prefix>.key.json` in the working folder for a
+    store in S3. Of a subject that left only its number stays in it, so that nobody else is given it.
 
     Args:
         inputs: the whole cohort; what the store has beyond it is dropped.
@@ -129,6 +133,7 @@ def assemble(
 ) -> Store:
     """Make or update a store from raw volumes of any kind; as `ingest`, which checks images first."""
     place = Place.at(store)
+    path = _key_file(place, key_file)
     tasks = [_Task(raw, kind, config, place) for raw in raws]
     keys = _keys(tasks, spread)
     with place.lock():
@@ -136,13 +141,16 @@ def assemble(
         new = [task for task, key in zip(tasks, keys, strict=True) if key[:12] not in known]
         for _ in _each(spread, _examine, new):
             pass
+        before = _known(path)
         writer.create(place)
-        names = _pseudonyms(key_file or _key_file(place), tasks)
-        plan = [_Task(raw, kind, config, place, name, key) for raw, name, key in zip(raws, names, keys, strict=True)]
+        named = _pseudonyms(before, tasks)
+        _write_key(path, {**before, **named})  # while the old manifest stands, its subjects keep their names
+        plan = [_Task(raw, kind, config, place, name, key) for raw, name, key in zip(raws, named, keys, strict=True)]
         writer.sweep(place, lambda group: True)
         commits = _committed(place, sorted(plan, key=lambda task: task.group), progress, spread)
         _hold_classes(plan, commits)
         writer.finish(place, commits, _splits(plan, seed), config, seed)
+        _write_key(path, {name: {"domain": facts["domain"]} for name, facts in before.items()} | named)
     return Store.open(store)
 
 
@@ -166,13 +174,16 @@ def _image_digests(raw: Input, config: Preprocessing) -> dict[str, str | None]:
 def _examine_image(raw: Input, config: Preprocessing) -> None:
     """Better a second's reading twice than half a cohort."""
     volume.read(raw.image, raw.component)
-    for mask in (raw.label, raw.brain if config.needs_brain else None):
-        if mask is not None:
-            volume.read(mask)
+    if raw.label is not None:
+        class_indices(volume.read(raw.label).voxels, raw.label)
+    if raw.brain is not None and config.needs_brain:
+        volume.read(raw.brain)
 
 
 def _prepare_image(raw: Input, config: Preprocessing) -> Prepared:
     label = volume.read(raw.label) if raw.label else None
+    if raw.domain == "target" and config.slices == "foreground":  # a target's label may judge, and never teach
+        config = replace(config, slices="tissue")
     brain = volume.read(raw.brain) if raw.brain and config.needs_brain else None
     return prepare(volume.read(raw.image, raw.component), label, config, brain=brain, where=raw.image)
 
@@ -240,7 +251,7 @@ def _keys(tasks: Sequence[_Task[R]], spread: Spread) -> list[str]:
         if twin is not task:
             raise InputError(
                 task,
-                found=f"the same bytes as {twin}",
+                found=f"the same bytes as {twin}, for subjects {twin.raw.subject!r} and {task.raw.subject!r}",
                 rule="an image belongs to one subject, or it could be trained on and tested on",
                 remedy="leave one of them out",
             )
@@ -249,35 +260,62 @@ def _keys(tasks: Sequence[_Task[R]], spread: Spread) -> list[str]:
     return keys
 
 
-def _key_file(place: Place) -> Path:
-    folder = place.path.parent if isinstance(place, Folder) else Path.cwd()
-    return folder / f"{place.name}.key.json"
+def _key_file(place: Place, given: Path | None) -> Path:
+    """Where the pseudonyms' key lies; each store has its own, and none in the store.
 
-
-def _pseudonyms(path: Path, tasks: Sequence[_Task[R]]) -> list[str]:
-    """Name each input: as the key file does, and what is new to it by the lowest free number in sorted order."""
-    beside = Folder(path.resolve().parent)
-    try:
-        before = bytes(beside.get(path.name))
-        known = json.loads(before)
-        names = {(facts["domain"], facts["subject"]): name for name, facts in known.items()}
-    except FileNotFoundError:
-        before, names = b"", {}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, KeyError):
+    Raises:
+        InputError: it was asked for inside the store.
+    """
+    if not isinstance(place, Folder):
+        return given or Path.cwd() / f"{place.url.removeprefix('s3://').replace('/', '--')}.key.json"
+    path = given or place.path.with_name(f"{place.name}.key.json")
+    if path.resolve().is_relative_to(place.path.resolve()):
         raise InputError(
             path,
-            found="a damaged key file",
-            rule="it maps pseudonyms to subjects",
-            remedy="restore it from a backup, or delete it to have the subjects numbered anew",
-        ) from None
-    wanted = sorted((task.raw.domain, task.raw.subject) for task in tasks)
-    names = {who: name for who, name in names.items() if who in wanted}
-    taken = set(names.values())
-    for who in wanted:
+            found="a key file inside the store",
+            rule="names never lie with slices",
+            remedy="put it elsewhere, or let it lie beside the store",
+        )
+    return path
+
+
+Facts = dict[str, Any]
+
+
+def _known(path: Path) -> dict[str, Facts]:
+    """Read what a key file says of each pseudonym; nothing where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        known: dict[str, Facts] = json.loads(bytes(Folder(path.resolve().parent).get(path.name)))
+        if all(facts["domain"] in DOMAINS for facts in known.values()):
+            return known
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, KeyError):
+        pass
+    raise InputError(
+        path,
+        found="a damaged key file",
+        rule="it maps pseudonyms to subjects",
+        remedy="restore it from a backup, or delete it to have the subjects numbered anew",
+    )
+
+
+def _pseudonyms(known: Mapping[str, Facts], tasks: Sequence[_Task[R]]) -> dict[str, Facts]:
+    """Name each input, in the order of the tasks: as the key file does, and what is new by the lowest free number.
+
+    A number is never given to a second subject: pictures and reports of the first may still be about.
+    """
+    names = {(facts["domain"], facts["subject"]): name for name, facts in known.items() if "subject" in facts}
+    taken = set(known)
+    for who in sorted((task.raw.domain, task.raw.subject) for task in tasks):
         free = (f"{who[0][0]}{number:03d}" for number in itertools.count())
         names.setdefault(who, next(name for name in free if name not in taken))
         taken.add(names[who])
-    table = {
+    return {
         names[task.raw.domain, task.raw.subject]: {
             "domain": task.raw.domain,
             "subject": task.raw.subject,
@@ -285,10 +323,15 @@ def _pseudonyms(path: Path, tasks: Sequence[_Task[R]]) -> list[str]:
         }
         for task in tasks
     }
-    data = (json.dumps(table, indent=1, sort_keys=True) + "\n").encode()
-    if data != before:
-        beside.put(path.name, data, private=True)
-    return [names[task.raw.domain, task.raw.subject] for task in tasks]
+
+
+def _write_key(path: Path, table: Mapping[str, Facts]) -> None:
+    """Put the key file, for its owner alone; one that says the same already is left as it is."""
+    beside, data = Folder(path.resolve().parent), (json.dumps(table, indent=1, sort_keys=True) + "\n").encode()
+    with suppress(FileNotFoundError):
+        if bytes(beside.get(path.name)) == data:
+            return
+    beside.put(path.name, data, private=True)
 
 
 def _committed(
@@ -320,7 +363,7 @@ def _hold_classes(plan: Sequence[_Task[R]], commits: Mapping[str, Mapping[str, A
     """Hold that labels have classes to learn, and the same in both domains.
 
     Raises:
-        InputError: source labels have no foreground, or a target label has a class that they lack.
+        InputError: source labels have no foreground or leave out a class, or a target label has a class that they lack.
     """
     found = [(task, commits[task.group]["classes"]) for task in plan]
     classes = max(number for task, number in found if task.raw.domain == "source")
@@ -330,6 +373,17 @@ def _hold_classes(plan: Sequence[_Task[R]], commits: Mapping[str, Mapping[str, A
             found="nothing but background in any source label",
             rule="the segmenter needs a foreground to learn",
             remedy="check that these are the masks",
+        )
+    shown = np.zeros(classes - 1)
+    for task, number in found:
+        if task.raw.domain == "source":
+            shown[: number - 1] += commits[task.group]["record"]["label"]["volume_mm3"]["before"]
+    if empty := (np.flatnonzero(shown == 0) + 1).tolist():
+        raise InputError(
+            next(_label(task) for task, number in found if task.raw.domain == "source" and number == classes),
+            found=f"class {classes - 1}, but no voxel of class {', '.join(map(str, empty))} in any source label",
+            rule="classes are numbered 0, 1, ... without a gap, because each takes a channel of the networks",
+            remedy="renumber the classes",
         )
     for task, number in found:
         if number > classes:

@@ -47,7 +47,7 @@ def check(inputs: Sequence[Input]) -> None:
         InputError: an unknown domain, a subject twice, a domain without volumes, a source volume without a label, a
             file that is missing or of no single volume, a label or brain mask on another grid than its image.
     """
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], Input] = {}
     for item in inputs:
         if item.domain not in DOMAINS:
             raise InputError(
@@ -56,14 +56,14 @@ def check(inputs: Sequence[Input]) -> None:
                 rule="a domain is 'source' or 'target'",
                 remedy="'source' is the labelled modality, 'target' the one to be segmented",
             )
-        if (item.domain, item.subject) in seen:
+        if first := seen.get((item.domain, item.subject)):
             raise InputError(
                 item.image,
-                found=f"a second {item.domain} volume of subject {item.subject!r}",
+                found=f"a second {item.domain} volume of subject {item.subject!r}; the first is {first.image}",
                 rule="a subject has one volume in a domain",
                 remedy="keep one of them, or name them apart",
             )
-        seen.add((item.domain, item.subject))
+        seen[item.domain, item.subject] = item
     for domain in DOMAINS:
         if not any(item.domain == domain for item in inputs):
             raise InputError(

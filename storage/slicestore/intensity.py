@@ -39,13 +39,21 @@ def standardise(
     Also returns the two numbers, in the volume's units.
 
     Raises:
-        InputError: all those voxels are the same.
+        InputError: all those voxels are the same, or so far apart that their mean or spread is not finite.
     """
     counted = [(plane if mask is None else plane[mask[z]]) for z, plane in enumerate(volume.voxels)]
     size = sum(values.size for values in counted)
-    mean = float(sum(values.sum(dtype=np.float64) for values in counted) / max(1, size))
-    square = sum(np.square(values - mean, dtype=np.float64).sum() for values in counted)
-    std = float(np.sqrt(square / max(1, size)))
+    with np.errstate(over="ignore", invalid="ignore"):  # told below
+        mean = float(sum(values.sum(dtype=np.float64) for values in counted) / max(1, size))
+        square = sum(np.square(values - mean, dtype=np.float64).sum() for values in counted)
+        std = float(np.sqrt(square / max(1, size)))
+    if not np.isfinite(std):
+        raise InputError(
+            where,
+            found=f"values from {volume.voxels.min():g} to {volume.voxels.max():g}, too far apart for a mean",
+            rule="intensities are measurements of a scanner",
+            remedy="find the voxels that are no measurement, and replace them",
+        )
     if not std > 1e-6 * abs(mean):
         raise InputError(
             where,

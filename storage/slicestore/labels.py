@@ -51,8 +51,8 @@ def resample_label(label: Volume, spacing_mm: float, *, join: bool = True) -> Sh
         fraction = _fractions(member, between, box[0], new)
         made.lines.append(_line(member, old.spacing_mm) + [part.start for part in box])
         first = holding(made.lines[-1], old, new) if join else None
-        chosen, threshold = largest(fraction, round(np.count_nonzero(member) * shrink), first)
-        won = chosen & (fraction > best)
+        winnable = np.where(fraction > best, fraction, np.uint8(0))
+        won, threshold = largest(winnable, round(np.count_nonzero(member) * shrink), first)
         hard[won], best[won] = index, fraction[won]
         made.thresholds.append(threshold / 255)
     union = fraction if len(made.lines) == 1 else _fractions(inner > 0, between, box[0], new)

@@ -77,11 +77,12 @@ class Manifest:
         return to_json(told)
 
 
-def name_content(entries: Sequence[Entry], preprocessing: Preprocessing) -> str:
-    """Fingerprint of a cohort: the same on every machine with the same content."""
+def name_content(entries: Sequence[Entry], preprocessing: Preprocessing, seed: int) -> str:
+    """Fingerprint of a cohort: the same on every machine with the same content, split by the same seed."""
     told = {
         "preprocessing": preprocessing.fingerprint,
         "schema": SCHEMA,
+        "seed": seed,
         "volumes": [[entry.domain, entry.subject, entry.key, entry.split] for entry in entries],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -178,7 +178,7 @@ def _refuse_short(path: Path, size: int, promised: int) -> None:
     if size < promised:
         raise InputError(
             path,
-            found=f"at most {size} bytes",
+            found=f"{'at most ' if _gzipped(path) else ''}{size} bytes",
             rule=f"its header promises {promised} bytes of voxels and header",
             remedy="the file is truncated: copy it again from its source",
         )

@@ -217,10 +217,18 @@ class Folder(Place):
             raise self._unwritable(error, 0) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.pread(handle, 20, 0).decode().strip() or "unknown"
             os.close(handle)
             raise busy(self.url, f"process {holder}", "wait until it has finished") from None
+        except OSError as error:
+            os.close(handle)
+            raise InputError(
+                path,
+                found=f"a file that cannot be locked ({error.strerror})",
+                rule="one ingest writes a store at a time, and a lock beside the store tells",
+                remedy="make the store on a file system that locks (of NFS: with its lock service), and copy it",
+            ) from None
         try:
             with suppress(OSError):  # only the next one's error message needs it; a full disk has no room for it
                 os.ftruncate(handle, 0)

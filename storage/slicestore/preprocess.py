@@ -59,9 +59,9 @@ def prepare(
     if len(shown.values) < 2:
         raise InputError(
             where,
-            found="no contrast in any slice's crop",
+            found=f"no contrast in any slice's crop of values from {volume.voxels.min():g} to {volume.voxels.max():g}",
             rule="a training image has contrast",
-            remedy="check the image, its orientation, the size of the slices and which of them are kept",
+            remedy="check the image for stray values, its orientation, and the size and choice of the slices",
         )
     record = {
         "original": volume.geometry.to_dict(),

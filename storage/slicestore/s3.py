@@ -111,8 +111,7 @@ class Bucket(Place):
 
     def put(self, name: str, data: bytes | memoryview, *, private: bool = False) -> None:
         """See `Place.put`; a PUT is whole or nothing. Who may read is the bucket's policy: `private` adds nothing."""
-        if self._lost.is_set():
-            raise busy(self.url, "it took over while this one could not renew its lock", "wait until it has finished")
+        self._refuse_lost()
         with self._told(name):
             obstore.put(self._client, self._key(name), bytes(data), use_multipart=False)
 
@@ -126,6 +125,7 @@ class Bucket(Place):
 
     def delete(self, names: Iterable[str]) -> None:
         """See `Place.delete`."""
+        self._refuse_lost()
         keys = [self._key(name) for name in names]
         if keys:
             with self._told(""), suppress(FileNotFoundError):
@@ -133,6 +133,10 @@ class Bucket(Place):
 
     def tidy(self) -> None:
         """See `Place.tidy`: a PUT that was broken off leaves nothing."""
+
+    def _refuse_lost(self) -> None:
+        if self._lost.is_set():
+            raise busy(self.url, "it took over while this one could not renew its lock", "wait until it has finished")
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,9 @@ MARK = b"slicestore segment 1\n"
 POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
 """Pages are mapped in one go where the system can, and not one by one as they are touched."""
 PAUSE = 0.01
-"""Seconds between two attempts to become the one who fills."""
+"""Seconds between two attempts to get a lock."""
+PATIENCE = 600.0
+"""Seconds to wait for one who fills; then this process goes without the segment."""
 NO_ROOM = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
 
 
@@ -68,7 +70,7 @@ def share(
 
     Returns:
         The facts and a read-only uint8 array, on which the segment's life depends; None where the folder is absent, has
-        no room, or holds a file of that name that another user put there.
+        no room, holds a file of that name that another user put there, or where filling takes longer than `PATIENCE`.
 
     Raises:
         Exception: what filling raised; the segment is gone then.
@@ -81,23 +83,32 @@ def share(
         except OSError:
             return None
         try:
-            if os.fstat(handle).st_uid != os.geteuid():
+            if os.fstat(handle).st_uid != os.geteuid() or not (ready := _ready(handle, path, content, room)):
                 return None
-            if not _lock(handle, path, fcntl.LOCK_SH):  # waits for one who fills
-                continue
-            if not _complete(handle):
-                if not _try_alone(handle):
-                    time.sleep(PAUSE)
-                    continue
-                if not _is(handle, path):
-                    continue
-                if not _complete(handle) and not _filled(handle, path, content(), room):
-                    return None
-                if not _lock(handle, path, fcntl.LOCK_SH):
-                    continue
-            return _mapped(handle, path)
+            if ready == "whole":
+                return _mapped(handle, path)
         finally:
             os.close(handle)
+
+
+def _ready(handle: int, path: Path, content: Callable[[], Content], room: int) -> Literal["whole", "again", ""]:
+    """Hold the shared lock of a whole segment; "again" where the name must be looked up anew, "" without success."""
+    try:
+        if not _lock(handle, path, fcntl.LOCK_SH):  # waits for one who fills
+            return "again"
+        if not _complete(handle):
+            if not _try_alone(handle):
+                time.sleep(PAUSE)
+                return "again"
+            if not _is(handle, path):
+                return "again"
+            if not _complete(handle) and not _filled(handle, path, content(), room):
+                return ""
+            if not _lock(handle, path, fcntl.LOCK_SH):
+                return "again"
+    except _WaitedEnough:
+        return ""
+    return "whole"
 
 
 def sweep(folder: Path) -> None:
@@ -123,10 +134,25 @@ def _try_alone(handle: int) -> bool:
     return True
 
 
+class _WaitedEnough(Exception):
+    """The lock is still held after `PATIENCE`."""
+
+
 def _lock(handle: int, path: Path, kind: int) -> bool:
-    """Wait for a lock; False where the name has come to mean another file or none."""
-    fcntl.flock(handle, kind)
-    return _is(handle, path)
+    """Wait for a lock; False where the name has come to mean another file or none.
+
+    Raises:
+        _WaitedEnough: whoever holds it is not to be waited for any longer, such as the forked child of a killed filler.
+    """
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            return _is(handle, path)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise _WaitedEnough from None
+            time.sleep(PAUSE)
 
 
 def _is(handle: int, path: Path) -> bool:
@@ -186,6 +212,7 @@ def _leave(handle: int, path: Path, process: int) -> None:
     try:
         if os.getpid() == process:  # a forked child has the same lock: it is not the child's to give up
             _remove_if_last(handle, path)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked child has the same lock, and would keep it from who waits
     finally:
         os.close(handle)
 

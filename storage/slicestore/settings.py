@@ -17,7 +17,7 @@ import numpy as np
 
 from slicestore.errors import InputError
 
-VERSION = 2
+VERSION = 3
 """Version of the numbers that preprocessing makes; raise it when they change, and every store is made anew."""
 LEVELS = (0.1, 0.5, 1.0, 2.0, 5.0)
 """Percentages at which a volume's two tails are recorded, so that readers may clip without seeing a voxel."""
@@ -47,8 +47,9 @@ class Preprocessing:
     so that an image that fits is kept whole wherever its tissue lies."""
     slices: Slices = "all"
     """Which slices are kept: all, those that are not of air (`tissue`, decided on the image alone), or those that
-    show some of the label's foreground (`foreground`). The last makes a labelled domain richer in foreground than
-    it is, and an unlabelled volume, for which it means `tissue`, does not follow: a critic can tell them by that."""
+    show some of the label's foreground (`foreground`). The last makes the source richer in foreground than it is; for
+    unlabelled volumes and for targets, whose labels may judge and never teach, it means `tissue`: a critic can tell
+    the domains by that."""
     join: bool = True
     """Of a vessel label's pixels, take those on the centreline before those that are filled most, so that thin vessels
     stay in one piece; the label's volume is the same either way. Wide structures, such as a brain, have no

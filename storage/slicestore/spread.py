@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 import weakref
 from collections.abc import Callable, Generator, Sequence
@@ -92,8 +93,9 @@ def processes(count: int) -> Spread:
                     result = child.result(item)
                     hand_on(child)
                     yield result
-            resting.extend(children)
-            children.clear()
+            if threading.current_thread() is threading.main_thread():  # a child ends with the thread that made it
+                resting.extend(children)
+                children.clear()
         finally:
             _end(children)
 

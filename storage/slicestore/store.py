@@ -62,6 +62,8 @@ class Store:
         for entry in found.entries:
             for name, size in entry.objects.items():
                 if sizes.get(name) != size:
+                    if read_manifest(place).fingerprint != found.fingerprint:
+                        return cls.open(path)  # an ingest has finished between the two requests
                     has = f"with {sizes[name]} bytes" if name in sizes else "missing"
                     raise InputError(
                         place,
@@ -161,6 +163,13 @@ class Store:
         """Say which subject and slices an error is about."""
         found = f"damaged data ({error})"
         if isinstance(error, FileNotFoundError):
+            if read_manifest(self.place).fingerprint != self.fingerprint:
+                return InputError(
+                    self.path,
+                    found="a store that was updated while it was read",
+                    rule="an update removes what it replaces",
+                    remedy="start again; prepare into a folder of its own while a store is in use",
+                )
             found = f"no object {_shard(entry, name)}"
         elif error.slices:
             found = f"damaged data ({shards.tell(error.slices, entry.record['slices'])})"

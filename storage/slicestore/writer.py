@@ -123,7 +123,7 @@ def finish(
         for group, commit in sorted(commits.items())
     )
     classes = max(entry.classes for entry in entries if entry.domain == "source")
-    manifest = Manifest(entries, settings, classes, seed, name_content(entries, settings))
+    manifest = Manifest(entries, settings, classes, seed, name_content(entries, settings, seed))
     _put_changed(place, MANIFEST, manifest.to_bytes())
     sweep(place, lambda group: group in commits)
     return manifest

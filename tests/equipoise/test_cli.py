@@ -86,7 +86,7 @@ def test_a_batch_of_more_slices_than_there_are_is_refused(pair: dict[str, Path],
         ("missing", lambda v: None, ("found no such file",)),
         ("nan", lambda v: np.where(v == v.max(), np.nan, v), ("1 NaN or infinite voxels", "finite number")),
         ("flat", lambda v: v[0], ("2D image of size 32 x 32", "three axes")),
-        ("series", lambda v: np.stack([v, v]), ("found 2 volumes", "`component` 0 to 1")),
+        ("series", lambda v: np.stack([v, v]), ("found 2 volumes", "0 to 1: `--component`")),
     ],
 )
 def test_a_bad_volume_is_refused_by_name_and_nothing_is_left(

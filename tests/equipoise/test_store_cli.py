@@ -1,6 +1,7 @@
 """`equipoise prepare` and `equipoise store`, run as typed: what is taken, what is told, and with which exit code."""
 
 import itertools
+import locale
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -143,6 +144,7 @@ def test_a_bids_data_set_is_a_cohort(run: Run, tmp_path: Path) -> None:
 
 
 def test_folders_of_dicom_files_are_volumes(run: Run, folders: Path) -> None:
+    before = locale.setlocale(locale.LC_ALL)
     voxels = np.random.default_rng(0).integers(0, 500, (6, 20, 16)).astype(np.int16)
     for z, plane in enumerate(voxels):
         image = sitk.GetImageFromArray(plane[None])
@@ -157,6 +159,7 @@ def test_folders_of_dicom_files_are_volumes(run: Run, folders: Path) -> None:
         (folders / "scan").mkdir(exist_ok=True)
         writer.SetFileName(str(folders / "scan" / f"{9 - z}.dcm"))
         writer.Execute(image)
+    locale.setlocale(locale.LC_ALL, before)  # ITK's DICOM writer leaves "C" behind, and other tests read UTF-8
     store = folders / "c.zarr"
     code, told = run("prepare", store, "--source", folders / "tof", "--mask", "vessel", "--target", folders / "scan",
                      *SMALL, "--processes", 1)  # fmt: skip

@@ -198,7 +198,7 @@ def test_stacks_of_one_folder_are_told_apart_and_chosen_by_number(
         assert f"{told[0]}" in text.split("; 1: ")[0]
         assert f"{told[1]}" in text.split("; 1: ")[1]
         assert "6 slices of 24 x 20" in text
-        assert "`component` 0 to 1" in text
+        assert "0 to 1: `--component`" in text
         assert not any(secret in text for secret in [*PATIENT.values(), SERIES_UID, "1.2.3", "1.2.4"])
     assert np.array_equal(read(tmp_path / "a", 0).voxels, VOXELS[::-1])
     assert np.array_equal(read(tmp_path / "a", 1).voxels, VOXELS)
@@ -266,7 +266,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "singular orientation": (
         lambda f: [edit(f / f"im{n}", ImageOrientationPatient=[1, 0, 0, 1, 0, 0]) for n in range(1, 7)],
-        "two slices at 0.00 mm",
+        "rows and columns along one line",
     ),
     "no spacing": (lambda f: edit(f / "im2", PixelSpacing=None), "im2: found no readable pixel spacing"),
     "colour": (

@@ -120,6 +120,68 @@ def test_a_subject_that_left_leaves_no_trace(tmp_path: Path, make_cohort: Cohort
     assert "patient-source-2" not in (tmp_path / "c.zarr.key.json").read_text()
 
 
+def test_the_number_of_one_who_left_is_given_to_nobody_else(
+    tmp_path: Path, make_cohort: Cohort, small: Preprocessing
+) -> None:
+    inputs, path = make_cohort(tmp_path / "raw", sources=3), tmp_path / "c.zarr"
+    ingest(inputs[:2] + inputs[3:], path, small)
+    ingest(inputs[:1] + inputs[3:], path, small)
+    ingest(inputs[:1] + inputs[2:], path, small)
+    assert [e.subject for e in Store.open(path).select("source")] == ["s000", "s002"]
+
+
+def test_an_update_that_breaks_off_leaves_the_names_of_the_old_manifest(
+    tmp_path: Path, make_cohort: Cohort, small: Preprocessing
+) -> None:
+    inputs, path = make_cohort(tmp_path / "raw", sources=3), tmp_path / "c.zarr"
+    ingest(inputs[:2] + inputs[3:], path, small)
+
+    def stop(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest(inputs[:1] + inputs[2:], path, small, progress=stop)
+    key = json.loads((tmp_path / "c.zarr.key.json").read_text())
+    assert [key[e.subject]["subject"] for e in Store.open(path).select("source")] == [
+        "patient-source-0",
+        "patient-source-1",
+    ]
+
+
+def test_a_key_file_inside_the_store_is_refused(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    with pytest.raises(InputError, match="names never lie with slices"):
+        ingest(make_cohort(tmp_path / "raw"), tmp_path / "c.zarr", small, key_file=tmp_path / "c.zarr" / "key.json")
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_a_target_label_chooses_no_slices(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    config = replace(small, slices="foreground")
+    store = ingest(make_cohort(tmp_path / "raw", target_labels=True), tmp_path / "c.zarr", config)
+    assert {tuple(e.record["slices"]) for e in store.select("source")} == {(1, 2, 3)}
+    bare = ingest(make_cohort(tmp_path / "bare"), tmp_path / "b.zarr", config)
+    assert [e.record["slices"] for e in store.select("target")] == [e.record["slices"] for e in bare.select("target")]
+
+
+def test_a_class_that_no_source_label_shows_is_refused(
+    tmp_path: Path, make_cohort: Cohort, small: Preprocessing
+) -> None:
+    inputs = make_cohort(tmp_path / "raw", sources=1)
+    label = inputs[0].label
+    assert label is not None
+    raw = read(label)
+    write(Volume(raw.voxels * np.uint8(4), raw.geometry), label)
+    with pytest.raises(InputError, match=r"class 4, but no voxel of class 1, 2, 3.*renumber"):
+        ingest(inputs, tmp_path / "c.zarr", small)
+
+
+def test_a_store_updated_while_it_was_read_says_so(tmp_path: Path, make_cohort: Cohort, small: Preprocessing) -> None:
+    inputs, path = make_cohort(tmp_path / "raw"), tmp_path / "c.zarr"
+    old = ingest(inputs, path, small)
+    ingest(inputs, path, replace(small, pad="zero"))
+    with pytest.raises(InputError, match="updated while it was read"):
+        old.read(old.entries[0], "image")
+
+
 def test_the_store_holds_no_name_and_the_key_beside_it_is_private(
     tmp_path: Path, make_cohort: Cohort, small: Preprocessing
 ) -> None:

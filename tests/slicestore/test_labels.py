@@ -54,6 +54,13 @@ def test_where_two_classes_claim_a_pixel_the_larger_fraction_has_it() -> None:
     assert resample_label(flat(label), 2.0).hard.tolist() == [[[1, 2]]]
 
 
+def test_a_class_that_loses_pixels_to_its_neighbour_takes_its_next_best() -> None:
+    label = np.zeros((40, 28), dtype=np.uint8)
+    label[:, 3:14], label[:, 14:26] = 1, 2  # of four voxels a pixel; they meet in the middle of the fourth column
+    hard = resample_label(flat(label, (0.25, 0.25, 1.0)), 1.0).hard
+    assert [np.count_nonzero(hard == index) for index in (1, 2)] == [28, 30]  # 2.75 and 3 pixels in each of 10 rows
+
+
 @pytest.mark.parametrize("spacing_mm", [0.31, 0.5, 0.89, 1.0])
 def test_each_class_keeps_its_volume_to_within_a_voxel(spacing_mm: float) -> None:
     rng = np.random.default_rng(0)

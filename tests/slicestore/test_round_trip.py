@@ -51,20 +51,22 @@ def cases(draw: st.DrawFn, *, resampled: bool) -> Case:
     In-plane spacings divide the target's by whole numbers, since a pixel that covers a part of a voxel takes its value
     as if it lay at the voxel's centre. One slice is allowed.
     """
-    turn = Rotation.from_euler("xyz", [draw(st.floats(-180, 180)) for _ in range(3)], degrees=True).as_matrix()
+    turn = Rotation.from_euler(
+        "xyz", [draw(st.floats(-180, 180, allow_subnormal=False)) for _ in range(3)], degrees=True
+    ).as_matrix()
     direction = turn * [1.0, 1.0, draw(st.sampled_from([1.0, -1.0]))]
     into = np.argmax(
         np.abs(direction), axis=0
     )  # the patient's axis that each of the grid's is taken for, if they differ
-    target = draw(st.floats(0.4, 2.0))
+    target = draw(st.floats(0.4, 2.0, allow_subnormal=False))
     shrink = [draw(st.integers(1, 4)) if resampled else 1 for _ in range(2)]
-    along = (target / shrink[0], target / shrink[1], draw(st.floats(0.5, 4.0)))
+    along = (target / shrink[0], target / shrink[1], draw(st.floats(0.5, 4.0, allow_subnormal=False)))
     lengths = (*(draw(st.integers(2, 14)) * k for k in shrink), draw(st.integers(1, 5)))
     if sorted(into) != [0, 1, 2]:  # between two axes: SimpleITK decides, so it must not matter
         along, lengths = (target,) * 3, (lengths[0], lengths[0], lengths[0])
         into = np.arange(3)
     size, spacing = tuple(int(lengths[k]) for k in into), tuple(float(along[k]) for k in into)
-    origin = tuple(draw(st.floats(-100, 100)) for _ in range(3))
+    origin = tuple(draw(st.floats(-100, 100, allow_subnormal=False)) for _ in range(3))
     config = Preprocessing(
         size=draw(st.sampled_from([8, 16])),
         spacing_mm=target,

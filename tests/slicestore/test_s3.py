@@ -100,7 +100,7 @@ def test_the_key_to_the_subjects_stays_on_this_machine(
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     store = ingest(inputs, url, small)
-    key = tmp_path / "work" / "cohort.zarr.key.json"
+    key = tmp_path / "work" / f"{url.removeprefix('s3://').replace('/', '--')}.key.json"
     assert json.loads(key.read_text())["s001"]["subject"] == "patient-source-1"
     assert key.stat().st_mode & 0o777 == 0o600
     for name, data in objects(store.place).items():

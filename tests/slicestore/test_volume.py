@@ -193,7 +193,7 @@ def test_a_component_picks_one_volume_of_a_4d_file(tmp_path: Path, suffix: str) 
 def test_a_4d_file_without_a_component_says_what_there_is_to_choose(tmp_path: Path, suffix: str) -> None:
     path, _ = series(suffix, tmp_path)
     for act in (inspect, read, digest):
-        with pytest.raises(InputError, match=rf"series\{suffix}: found 3 volumes.*`component` 0 to 2"):
+        with pytest.raises(InputError, match=rf"series\{suffix}: found 3 volumes.*0 to 2: `--component`"):
             act(path)
         with pytest.raises(InputError, match=r"component 3 of 3 volumes .*from 0 to 2"):
             act(path, 3)
