@@ -160,15 +160,12 @@ def _chosen(config: RunConfig, salt: int, slices: Shelf | Slices, step: int) -> 
     if salt or not rich or slices.area is None:
         return _order(config.seed, salt, len(slices), config.batch, step)
     shows, bare = np.flatnonzero(slices.area > 0), np.flatnonzero(slices.area == 0)
-    indices = np.concatenate(
-        [
-            shows[_order(config.seed, 2, len(shows), rich, step)],
-            bare[_order(config.seed, 3, len(bare), config.batch - rich, step)],
-        ]
-    )
-    return np.random.default_rng((config.seed, 4, step)).permutation(
-        indices
-    )  # else one rank would get all that show foreground
+    indices, showing = np.empty(config.batch, dtype=np.intp), np.full(config.batch, False)
+    showing[np.arange(rich) * config.batch // rich] = True  # evenly, so that every rank gets its part of them
+    showing = np.roll(showing, np.random.default_rng((config.seed, 4, step)).integers(config.batch))
+    indices[showing] = shows[_order(config.seed, 2, len(shows), rich, step)]
+    indices[~showing] = bare[_order(config.seed, 3, len(bare), config.batch - rich, step)]
+    return indices
 
 
 def _rich(config: RunConfig) -> int:
