@@ -94,7 +94,7 @@ def share(
 def _ready(handle: int, path: Path, content: Callable[[], Content], room: int) -> Literal["whole", "again", ""]:
     """Hold the shared lock of a whole segment; "again" where the name must be looked up anew, "" without success."""
     try:
-        if not _lock(handle, path, fcntl.LOCK_SH):  # waits for one who fills
+        if not _lock(handle, path):  # waits for one who fills
             return "again"
         if not _complete(handle):
             if not _try_alone(handle):
@@ -104,7 +104,7 @@ def _ready(handle: int, path: Path, content: Callable[[], Content], room: int) -
                 return "again"
             if not _complete(handle) and not _filled(handle, path, content(), room):
                 return ""
-            if not _lock(handle, path, fcntl.LOCK_SH):
+            if not _lock(handle, path):
                 return "again"
     except _WaitedEnough:
         return ""
@@ -135,11 +135,11 @@ def _try_alone(handle: int) -> bool:
 
 
 class _WaitedEnough(Exception):
-    """The lock is still held after `PATIENCE`."""
+    """Another still has the exclusive lock after `PATIENCE`."""
 
 
-def _lock(handle: int, path: Path, kind: int) -> bool:
-    """Wait for a lock; False where the name has come to mean another file or none.
+def _lock(handle: int, path: Path) -> bool:
+    """Wait for the shared lock; False where the name has come to mean another file or none.
 
     Raises:
         _WaitedEnough: whoever holds it is not to be waited for any longer, such as the forked child of a killed filler.
@@ -147,7 +147,7 @@ def _lock(handle: int, path: Path, kind: int) -> bool:
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return _is(handle, path)
         except BlockingIOError:
             if time.monotonic() > end:
@@ -212,7 +212,7 @@ def _leave(handle: int, path: Path, process: int) -> None:
     try:
         if os.getpid() == process:  # a forked child has the same lock: it is not the child's to give up
             _remove_if_last(handle, path)
-            fcntl.flock(handle, fcntl.LOCK_UN)  # a forked child has the same lock, and would keep it from who waits
+            fcntl.flock(handle, fcntl.LOCK_UN)  # or the child would keep it from those who wait
     finally:
         os.close(handle)
 

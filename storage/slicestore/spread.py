@@ -18,10 +18,10 @@ import traceback
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from slicestore.errors import InputError
+from slicestore.memory import available
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -104,25 +104,9 @@ def processes(count: int) -> Spread:
 
 
 def fitting(items: int, bytes_each: int) -> int:
-    """How many processes are worth starting here: as many as items, cores, and free memory by `bytes_each` allow.
-
-    Memory is what the system calls available, or what is left of a container's limit.
-    """
-    free = _free_bytes()
-    room = items if free is None else free // bytes_each
+    """How many processes are worth starting here: as many as items, cores, and free memory by `bytes_each` allow."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, min(items, room, cores))
-
-
-def _free_bytes() -> int | None:
-    found = []
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number, and no limit
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        found.append(max(0, limit - used))
-    return min(found, default=None)
+    return max(1, min(items, available() // bytes_each, cores))
 
 
 # --- the parent's side ------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from slicestore import segment
+from slicestore.memory import available
 from slicestore.selection import By, Name, Rows, Selection, bytes_of, select, views
 from slicestore.splits import Part
 from slicestore.store import UNLABELLED, Domain, Entry, Limits, Store
@@ -29,7 +29,6 @@ from slicestore.store import UNLABELLED, Domain, Entry, Limits, Store
 Where = Literal["shared", "memory", "stream"]
 
 SHARED = Path("/dev/shm")
-GROUP = Path("/sys/fs/cgroup")
 SPARED = 0.8
 """Share of the available memory that slices may take."""
 TYPES: Mapping[Name, type[np.generic]] = {"image": np.float16, "label": np.uint8}
@@ -157,29 +156,6 @@ def stage(
         own.fill(held)
         return _held("memory", chosen, own.facts, held)
     return _streamed(chosen, threads)
-
-
-def available() -> int:
-    """Bytes of memory that this process may still take: what the machine has, within what its container may use."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError):  # not Linux
-        free = _table(Path("/proc/meminfo"))["MemAvailable"] * 1024
-    for limit, used, stat in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        with suppress(OSError, ValueError):  # no such version of control groups, or "max"
-            most, taken = (int((GROUP / name).read_text()) for name in (limit, used))
-            free = min(
-                free, most - taken + _table(GROUP / stat).get("inactive_file", 0)
-            )  # files read, let go of at need
-    return max(0, free)
-
-
-def _table(path: Path) -> dict[str, int]:
-    """A name and a number a line."""
-    rows = (line.split() for line in path.read_text().splitlines())
-    return {row[0].rstrip(":"): int(row[1]) for row in rows}
 
 
 def _held(where: Where, chosen: Selection, facts: Mapping[str, Any], content: np.ndarray) -> Staged:
