@@ -107,6 +107,10 @@ class Cohort:
             raise ValueError("training slices of the source domain have no labels")
         return Batch(source, label.long(), target)
 
+    def epoch_steps(self, config: RunConfig) -> int:
+        """Steps in an epoch as SIFA's published code counts it: the larger domain's slices, in whole batches."""
+        return max(1, max(len(slices) for slices in self.train.values()) // config.batch)
+
     def probe(self, domain: Domain, count: int) -> Slices:
         """`count` slices that stay the same throughout a run, of validation subjects where there are any."""
         slices = self.val[domain] if len(self.val[domain]) else self.train[domain]

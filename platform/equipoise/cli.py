@@ -9,23 +9,24 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn, TypeVar
 
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tyro.conf import Positional
 
+from equipoise import batches, progress, speed
+from equipoise.config import PRESETS as RUNS
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
-from equipoise.store_cli import describe, shown, spread_here, store, volumes_table
+from equipoise.store_cli import Work, describe, later, shown, spread_here, store, volumes_table
 from equipoise.study import StudyFolder, latest_study
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
@@ -73,8 +74,8 @@ def prepare(
             remedy="leave one of the two out",
         )
     console = Console()
-    with _spread(address, processes, len(inputs)) as spread, shown(console) as progress:
-        made = ingest(inputs, store, preprocessing, seed=seed, progress=progress, key_file=key_file, spread=spread)
+    with _spread(address, processes, len(inputs)) as spread, shown(console) as told:
+        made = ingest(inputs, store, preprocessing, seed=seed, progress=told, key_file=key_file, spread=spread)
     describe(console, made)
     console.print(volumes_table(made))
 
@@ -109,6 +110,7 @@ def train(
     out: Positional[Path],
     /,
     run: Annotated[RunConfig, Unprefixed] = PUBLISHED,
+    preset: Literal["published", "v1", "study2022"] = "published",
     gpus_per_worker: float | None = None,
     cpus_per_worker: float = 1.0,
     wandb: WandbMode | None = None,
@@ -119,14 +121,18 @@ def train(
     Args:
         store: the store to train on, a folder or s3://bucket/prefix.
         out: the run's folder: settings, signals, panels, checkpoints, verdict.
-        run: the run's settings; the published ones by default.
+        run: the run's settings; net.classes is the store's unless it is given.
+        preset: the settings that those given one by one depart from.
         gpus_per_worker: with --workers above 1; without it, 1 where there are GPUs.
         cpus_per_worker: with --workers above 1.
         wandb: online, offline or disabled; without it, online where there is a key.
         wandb_images: give W&B the panels too.
     """
     opened = Store.open(store)
-    run = run.at("data.cohort", opened.fingerprint).at("net.classes", opened.classes)
+    run = run.at("data.cohort", opened.fingerprint)
+    if _typed("--net.classes") is None:
+        run = run.at("net.classes", opened.classes)
+    _check(run, opened)
     console = wide_console()
     mode, notice = wandb_mode(wandb)
     console.print(notice, highlight=False)
@@ -146,18 +152,23 @@ def train(
     verdict = record.verdict
     console.print(verdict.sentence() if verdict else "stopped; the same command continues", highlight=False)
     for picture in record.pictures()[-1:]:
-        console.print(f"panels: {picture}", soft_wrap=True)
+        console.print(f"panels: {picture}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _check(run: RunConfig, store: Store) -> None:
+    """Refuse what cannot be trained before anything is written, staged or started."""
+    from equipoise.launch.local import device_here
+
+    batches._check(store, run)
+    speed.check(run, device_here())
 
 
 def _train_here(console: Console, record: Record, run: RunConfig, store: str) -> None:
     from equipoise.launch.local import launch
 
-    with _bar(console) as bar:
-        task = bar.add_task("steps", total=run.steps)
-        for progress in launch(record.folder, run, store):
-            shown = {"Dice": "quality/translated_dice", "cycle": "loss/cycle_t", "AUC": "auc/t"}
-            said = [f"{name} {progress.signals[key]:.3f}" for name, key in shown.items() if key in progress.signals]
-            bar.update(task, completed=progress.step, description=" ".join(said))
+    with progress.shown(console, run.steps, record.picture) as told:
+        for block in launch(record.folder, run, store):
+            told(block)
 
 
 def _train_over_workers(record: Record, run: RunConfig, store: str, cpus: float, gpus: float | None) -> None:
@@ -205,7 +216,7 @@ def dashboard(
 
 
 def doctor() -> None:
-    """Say what is installed, which accelerators there are, which W&B mode, and how to mend what is missing."""
+    """Say what is installed, what this machine can do, which W&B mode there is, and what mends what is missing."""
     console = Console()
     console.print(f"Python {platform.python_version()}, torch {torch.__version__}")
     for package in ("ray", "optuna", "optuna-dashboard", "wandb", "zarr", "SimpleITK"):
@@ -215,34 +226,74 @@ def doctor() -> None:
             console.print(f"{package} is missing: pip install -e . -c constraints.txt", style="yellow")
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     console.print("GPUs: " + (", ".join(cards) or "none; networks train on the CPU, at a reduced size"))
+    for setting, value in (("precision", "bfloat16"), ("precision", "tf32"), ("compile", True), ("graphs", True)):
+        console.print(
+            f"--speed.{setting}{'' if value is True else f' {value}'}: {_can(setting, value)}", soft_wrap=True
+        )
     console.print(wandb_mode(None)[1], highlight=False)
 
 
-def _bar(console: Console) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=console)
+def _can(setting: str, value: bool | str) -> str:
+    """Whether the device that runs here train on serves a setting of `speed`, and why not."""
+    from equipoise.launch.local import device_here
+
+    try:
+        speed.check(PUBLISHED.at(f"speed.{setting}", value), device_here())
+    except InputError as error:
+        return f"no; {error.rule}"
+    return "yes"
 
 
-COMMANDS = {c.__name__: c for c in (prepare, store, phantom, train, report, dashboard, doctor)}
+COMMANDS = {c.__name__: later(c) for c in (prepare, store, phantom, train, report, dashboard, doctor)}
+Settings = TypeVar("Settings")
 
 
-def _preset() -> Preprocessing:
+def _preset(presets: Mapping[str, Settings], usual: str) -> Settings:
     """The settings of --preset, which must be known before the other options are read: they depart from it."""
+    return presets.get(_typed("--preset") or usual, presets[usual])  # an unknown one is refused with the others
+
+
+def _typed(flag: str) -> str | None:
+    """What the command line says after a flag; None without it."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    return PRESETS.get(first.parse_known_args()[0].preset, PRESETS["recommended"])
+    first.add_argument(flag, dest="value", nargs="?")
+    value: str | None = first.parse_known_args()[0].value
+    return value
 
 
 def main() -> None:
     """Run a command; a user's mistake is told without a traceback, and exits with 2."""
     try:
-        commands = COMMANDS | {"prepare": partial(prepare, preprocessing=_preset())}
-        tyro.extras.subcommand_cli_from_dict(commands, prog="equipoise", description="Studies of SIFA's stability.")
+        work = _read()
+    except ValueError as error:  # settings that break a rule
+        _refuse(error)
+    try:
+        work()
     except InputError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(error)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _read() -> Work:
+    """What the command line asks for."""
+    commands = COMMANDS | {
+        "prepare": partial(COMMANDS["prepare"], preprocessing=_preset(PRESETS, "recommended")),
+        "train": partial(COMMANDS["train"], run=_preset(RUNS, "published")),
+    }
+    name, *words = sys.argv[1:] or [""]
+    work: Work
+    if name in commands:  # tyro's errors name settings better, and come sooner, where it is told of one command alone
+        work = tyro.cli(commands[name], prog=f"equipoise {name}", args=words)
+    else:
+        about = "Studies of SIFA's stability."
+        work = tyro.extras.subcommand_cli_from_dict(commands, prog="equipoise", description=about)
+    return work
+
+
+def _refuse(error: ValueError) -> NoReturn:
+    Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -7,117 +7,30 @@ Alignment", IEEE TMI 2020, and its authors' public settings ("v2").
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Literal
 
+from equipoise.config_base import Config, Leaf, require
 from slicestore.settings import LEVELS
 
 AdversarialName = Literal["lsgan", "ns", "hinge"]
 ScheduleName = Literal["constant", "linear_half"]
 LimitsName = Literal["domain", "pooled", "fixed"]
 SplitName = Literal["subject", "slice"]
-Leaf = float | int | bool | str
-
-
-class Config:
-    """A frozen dataclass whose leaves can be reached by dotted paths."""
-
-    def __post_init__(self) -> None:
-        """Hold every leaf to its declared type.
-
-        Raises:
-            ValueError: a leaf is of another type, is not finite, or is not among its choices.
-        """
-        for name, kind in _hints(type(self)).items():
-            object.__setattr__(self, name, _held(f"{type(self).__name__}.{name}", getattr(self, name), kind))
-
-    def at(self, path: str, value: Leaf) -> Self:
-        """A copy with one leaf changed.
-
-        Raises:
-            KeyError: no leaf is called `path`; the message lists those that are.
-            ValueError: the value breaks the leaf's rule.
-        """
-        head, _, rest = path.partition(".")
-        names = [f.name for f in dataclasses.fields(typing.cast(Any, self))]
-        if head not in names:
-            raise KeyError(f"{type(self).__name__} has no setting {head!r}; it has {', '.join(names)}")
-        old = getattr(self, head)
-        if isinstance(old, Config) != bool(rest):
-            raise KeyError(
-                f"{path!r} does not end at a setting: {head!r} is {'a group' if isinstance(old, Config) else 'a leaf'}"
-            )
-        changed: Self = dataclasses.replace(typing.cast(Any, self), **{head: old.at(rest, value) if rest else value})
-        return changed
-
-    def flat(self) -> dict[str, Leaf]:
-        """Every leaf by its dotted path, in declaration order."""
-        return dict(self._leaves())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain data, for JSON."""
-        return dataclasses.asdict(typing.cast(Any, self))
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
-
-        Raises:
-            KeyError: a key is unknown, as in a record of another version.
-        """
-        hints = _hints(cls)
-        if unknown := set(data) - set(hints):
-            raise KeyError(f"{cls.__name__} has no setting {', '.join(sorted(unknown))}; it has {', '.join(hints)}")
-        return cls(**{k: hints[k].from_dict(v) if _is_group(hints[k]) else v for k, v in data.items()})
-
-    @property
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that name these settings on any machine."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-
-    def _leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-        for name in _hints(type(self)):
-            value = getattr(self, name)
-            if isinstance(value, Config):
-                yield from value._leaves(f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", value
-
-
-def _is_group(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Config)
-
-
-def _hints(cls: type[Config]) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(typing.cast(Any, cls))}
-
-
-def _held(where: str, value: Any, kind: Any) -> Any:
-    """The value, as its declared type; an int where a float is declared becomes one, so that names agree."""
-    choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-    if choices:
-        if value not in choices:
-            raise ValueError(f"{where} = {value!r}: must be one of {', '.join(map(repr, choices))}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(kind, types.GenericAlias) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{where} = {value!r}: must be of type {getattr(kind, '__name__', kind)}")
-    if kind is float and not abs(value) < float("inf"):
-        raise ValueError(f"{where} = {value!r}: must be finite")
-    return value
-
-
-def _require(where: str, value: object, holds: bool, rule: str) -> None:
-    if not holds:
-        raise ValueError(f"{where} = {value!r}: {rule}")
+EncoderNorm = Literal["batch", "batch_per_domain", "instance", "group"]
+BatchStatistics = Literal["running", "stale", "fixed"]
+BatchNormOver = Literal["batch", "worker"]
+ImageNorm = Literal["instance", "none"]
+Initial = Literal["truncated_normal", "glorot"]
+HeadStride = Literal[8, 4, 2]
+CriticInput = Literal["logits", "softmax"]
+CrossEntropyName = Literal["pixel", "weight", "balanced"]
+OverlapName = Literal["dice", "tversky", "focal_tversky"]
+Updates = Literal["fused", "sequential"]
+PoolBy = Literal["batch", "image"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +67,7 @@ class AugmentConfig(Config):
             ("gamma", 4),
         ):
             value = getattr(self, name)
-            _require(f"data.augment.{name}", value, 0 <= value <= most, f"must lie in [0, {most}]")
+            require(f"data.augment.{name}", value, 0 <= value <= most, f"must lie in [0, {most}]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,14 +111,14 @@ class DataConfig(Config):
     def __post_init__(self) -> None:
         """Check ranges and what only holds between settings."""
         Config.__post_init__(self)
-        _require(
+        require(
             "data.percentile",
             self.percentile,
             self.percentile in (0, *LEVELS),
             f"must be one of {', '.join(map(str, (0, *LEVELS)))}",
         )
-        _require("data.foreground", self.foreground, 0 <= self.foreground <= 1, "must lie in [0, 1]")
-        _require(
+        require("data.foreground", self.foreground, 0 <= self.foreground <= 1, "must lie in [0, 1]")
+        require(
             "data.percentile",
             self.percentile,
             self.percentile == 0 or self.limits != "fixed",
@@ -213,12 +126,12 @@ class DataConfig(Config):
         )
         for domain in ("source", "target"):
             low, high = getattr(self, f"{domain}_low"), getattr(self, f"{domain}_high")
-            _require(f"data.{domain}_low", low, low < high, f"must be less than data.{domain}_high ({high})")
+            require(f"data.{domain}_low", low, low < high, f"must be less than data.{domain}_high ({high})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetConfig(Config):
-    """Shapes of the networks."""
+    """Shapes of the networks. Where v1 (AAAI 2019) and v2 (TMI 2020) differ, the default is v2."""
 
     classes: int = 2
     """Classes of the segmenters, background included."""
@@ -233,13 +146,62 @@ class NetConfig(Config):
     """Slices in an image: 3 shows the networks each slice between its two neighbours (2.5D), as published; masks and
     pictures are of the middle one."""
 
+    low: bool = True
+    """Whether there are an auxiliary segmenter C2 on the encoder's low tap, which supervises it deeply, and its critic
+    D_p2; v1 has neither."""
+
+    head_stride: HeadStride = 8
+    """Pixels from one value to the next where C1 decides: 8 as published; 4 and 2 add units that read the encoder's
+    finer maps, so that structures a few pixels wide can be drawn."""
+
+    encoder_dropout: float = 0.0
+    """Probability of the encoder's dropout after each convolution, in training; 0.25 in v1."""
+
+    decoder_dropout: float = 0.25
+    """The same in the decoder's residual units."""
+
+    decoder_dropout_always: bool = True
+    """Whether the decoder's dropout acts in evaluation too, as in the published code."""
+
+    encoder_norm: EncoderNorm = "batch"
+    """What normalises the encoder: `batch` norm shared by both domains, as published; the same with statistics of their
+    own for translated and target images (`batch_per_domain`; scale and shift stay shared); `instance`; or `group`, with
+    up to 16 channels a group. The last two treat training and evaluation alike."""
+
+    batch_statistics: BatchStatistics = "running"
+    """What batch norm normalises by: a batch's own statistics in training and their `running` mean in evaluation. Two
+    defects of ports: `stale`, where the running mean is never updated, so that evaluation sees means of 0 and variances
+    of 1; and `fixed`, where training sees these too."""
+
+    batch_norm_over: BatchNormOver = "batch"
+    """Whose slices make a batch's statistics: all of the `batch`, so that the number of workers changes nothing, or
+    each `worker`'s own, which saves the exchange."""
+
+    image_norm: ImageNorm = "instance"
+    """What normalises generator, decoder and critics; `none` is a defect of the 2022 port, which lost it."""
+
+    critic_bias: bool = False
+    """Whether the critics' convolutions have biases."""
+
+    initial: Initial = "truncated_normal"
+    """How weights start: normal, cut at two sigma, as published, or `glorot` (Glorot and Bengio, 2010, uniform), the
+    default of the framework that the 2022 study was ported to."""
+
     def __post_init__(self) -> None:
         """Check ranges."""
         Config.__post_init__(self)
         odd = self.channels >= 1 and self.channels % 2 == 1
-        _require("net.channels", self.channels, odd, "must be odd, so that there is a middle slice: 1 or 3")
-        _require("net.classes", self.classes, self.classes >= 2, "must be at least 2: background and one structure")
-        _require("net.width", self.width, 0 < self.width <= 4, "must lie in (0, 4]")
+        require("net.channels", self.channels, odd, "must be odd, so that there is a middle slice: 1 or 3")
+        require("net.classes", self.classes, self.classes >= 2, "must be at least 2: background and one structure")
+        require("net.width", self.width, 0 < self.width <= 4, "must lie in (0, 4]")
+        for name in ("encoder_dropout", "decoder_dropout"):
+            require(f"net.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
+        require(
+            "net.batch_statistics",
+            self.batch_statistics,
+            self.batch_statistics == "running" or self.encoder_norm.startswith("batch"),
+            f'must be "running" where net.encoder_norm is {self.encoder_norm!r}, which has no such statistics',
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +210,18 @@ class LossConfig(Config):
 
     adversarial: AdversarialName = "lsgan"
     """The game that all critics play; a key of `losses.ADVERSARIAL`."""
+
+    lsgan_fake: float = 0.0
+    """What a least-squares critic is to say of fakes (a of Mao et al., ICCV 2017)."""
+
+    lsgan_real: float = 1.0
+    """What it is to say of real images (b)."""
+
+    lsgan_wanted: float = 1.0
+    """What the other side wants it to say of fakes (c)."""
+
+    critic_p_sees: CriticInput = "logits"
+    """Whether D_p1 and D_p2 see the segmenters' `logits`, as published, or their `softmax`."""
 
     cycle: float = 10.0
     """L1 cycle term, both directions."""
@@ -260,13 +234,48 @@ class LossConfig(Config):
     CycleGAN, the 2022 study's "segmentation parameter 0"."""
 
     seg_low: float = 0.1
-    """Cross-entropy and Dice of the auxiliary segmenter C2."""
+    """Cross-entropy and Dice of the auxiliary segmenter C2: how strongly the encoder is supervised deeply."""
+
+    ce: float = 1.0
+    """Cross-entropy."""
+
+    cross_entropy: CrossEntropyName = "pixel"
+    """How pixels count. Published: classes weighed by 1 - their share of the batch, mean over all pixels (`pixel`), by
+    which a class of few pixels all but vanishes. `weight` divides by the sum of the pixels' weights instead, as
+    PyTorch's weighted loss does; `balanced` lets every class of the batch count the same."""
+
+    ce_clip: float = 0.005
+    """Probability below which the cross-entropy is flat, as in the published code; 0 clips nothing."""
+
+    dice: float = 1.0
+    """The overlap term (alpha)."""
+
+    overlap: OverlapName = "dice"
+    """Which overlap: `dice` as published, `tversky` (Salehi 2017), or `focal_tversky` (Abraham 2019)."""
+
+    tversky_missed: float = 0.7
+    """Of both Tversky terms: weight of missed pixels; falsely found ones weigh 1 - this. 0.5 weighs both as Dice."""
+
+    focal_exponent: float = 0.75
+    """Of `focal_tversky`: each class's 1 - T is raised to this; below 1 it presses on what is nearly right."""
+
+    cldice: float = 0.0
+    """Soft-clDice (Shit 2021): overlap of centrelines, in the slice's plane; 0 leaves it out."""
+
+    cldice_iterations: int = 3
+    """Erosions of its soft skeleton: at least the radius of the widest vessel in pixels."""
 
     adv_p: float = 0.1
     """Adversarial term of C1's predictions on target images (critic D_p1)."""
 
     adv_p_low_ratio: float = 0.1
     """The same for C2 (critic D_p2), as a multiple of `adv_p`."""
+
+    adv_p_from_epoch: int = 0
+    """First epoch, from 0, with a game of predictions; 5 in v1. See `optim.epoch_steps`."""
+
+    adv_p_full_epoch: int = 0
+    """Epoch from which the game of predictions has its whole weight, in equal rises; 7 in v1."""
 
     aux: float = 0.1
     """Adversarial term that aligns the encoder through D_s's second output."""
@@ -282,7 +291,35 @@ class LossConfig(Config):
         Config.__post_init__(self)
         for name, value in self.flat().items():
             if isinstance(value, float):
-                _require(f"loss.{name}", value, value >= 0, "must not be negative")
+                signless = name.startswith("lsgan_")
+                require(f"loss.{name}", value, signless or value >= 0, "must not be negative")
+        require("loss.ce_clip", self.ce_clip, self.ce_clip < 1, "must lie in [0, 1)")
+        require("loss.tversky_missed", self.tversky_missed, self.tversky_missed <= 1, "must lie in [0, 1]")
+        require("loss.focal_exponent", self.focal_exponent, self.focal_exponent > 0, "must be positive")
+        require("loss.cldice_iterations", self.cldice_iterations, self.cldice_iterations >= 1, "must be at least 1")
+        require(
+            "loss.lsgan_fake",
+            self.lsgan_fake,
+            self.lsgan_fake != self.lsgan_real,
+            "must differ from loss.lsgan_real, or the critic has nothing to tell",
+        )
+        require(
+            "loss.adv_p_full_epoch",
+            self.adv_p_full_epoch,
+            self.adv_p_full_epoch >= self.adv_p_from_epoch >= 0,
+            f"must not come before loss.adv_p_from_epoch ({self.adv_p_from_epoch}), nor that before 0",
+        )
+        defaults = {leaf.name: leaf.default for leaf in fields(self)}
+        tversky = self.overlap != "dice"
+        for names, acts, where in (
+            (("lsgan_fake", "lsgan_real", "lsgan_wanted"), self.adversarial == "lsgan", 'loss.adversarial is "lsgan"'),
+            (("tversky_missed",), tversky, "loss.overlap is one of the Tversky losses"),
+            (("focal_exponent",), self.overlap == "focal_tversky", 'loss.overlap is "focal_tversky"'),
+            (("cldice_iterations",), self.cldice > 0, "loss.cldice is above 0"),
+        ):
+            for name in names:
+                value, default = getattr(self, name), defaults[name]
+                require(f"loss.{name}", value, acts or value == default, f"has no effect but where {where}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,13 +344,30 @@ class OptimConfig(Config):
     schedule: ScheduleName = "constant"
     """`constant` (v2), or `linear_half`: constant for half of the steps, then linearly to 0 (v1's option)."""
 
+    segmenter_decay: float = 1.0
+    """Factor on the encoder's and segmenters' rate every `segmenter_decay_epochs`; 0.9 in v1."""
+
+    segmenter_decay_epochs: int = 2
+    """See `segmenter_decay`."""
+
+    epoch_steps: int = 0
+    """Steps in what schedules call an epoch; 0 takes the published count, the larger domain's training slices divided
+    by the batch."""
+
     def __post_init__(self) -> None:
         """Check ranges."""
         Config.__post_init__(self)
-        for name in ("lr", "lr_critic_ratio", "lr_segmenter_ratio"):
-            _require(f"optim.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+        for name in ("lr", "lr_critic_ratio", "lr_segmenter_ratio", "segmenter_decay"):
+            require(f"optim.{name}", getattr(self, name), getattr(self, name) > 0, "must be positive")
+        require(
+            "optim.segmenter_decay_epochs",
+            self.segmenter_decay_epochs,
+            self.segmenter_decay_epochs >= 1,
+            "must be at least 1",
+        )
+        require("optim.epoch_steps", self.epoch_steps, self.epoch_steps >= 0, "must not be negative")
         for name in ("beta1", "beta2"):
-            _require(f"optim.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
+            require(f"optim.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -338,10 +392,32 @@ class MonitorConfig(Config):
     def __post_init__(self) -> None:
         """Check ranges."""
         Config.__post_init__(self)
-        _require("monitor.block_steps", self.block_steps, self.block_steps >= 1, "must be at least 1")
-        _require("monitor.win_auc", self.win_auc, 0.5 < self.win_auc <= 1, "must lie in (0.5, 1]")
+        require("monitor.block_steps", self.block_steps, self.block_steps >= 1, "must be at least 1")
+        require("monitor.win_auc", self.win_auc, 0.5 < self.win_auc <= 1, "must lie in (0.5, 1]")
         for name in ("cycle_growth", "loss_growth", "gap_growth"):
-            _require(f"monitor.{name}", getattr(self, name), getattr(self, name) > 1, "must exceed 1")
+            require(f"monitor.{name}", getattr(self, name), getattr(self, name) > 1, "must exceed 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpeedConfig(Config):
+    """How a step is computed. Each choice changes numbers by rounding only; tests state by how much."""
+
+    precision: Precision = "float32"
+    """Of convolutions: `float32`; `tf32`, its faster cousin on NVIDIA cards since Ampere; or `bfloat16` autocast, with
+    weights, norms' statistics, losses and images kept in float32."""
+
+    channels_last: bool = False
+    """Whether feature maps lie in memory with their channels together, as matrix units prefer."""
+
+    compile: bool = False
+    """Whether norms, activations and sums between convolutions are compiled into one kernel each; needs a C++
+    compiler."""
+
+    graphs: bool = False
+    """Whether the whole step is recorded once and replayed as a CUDA graph, without the launches in between."""
+
+    fused_adam: bool = False
+    """Whether Adam moves all weights of a player in one kernel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,6 +429,11 @@ class RunConfig(Config):
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+
+    updates: Updates = "fused"
+    """In which order networks are updated: `fused`, all on the images of one forward pass, several times cheaper; or
+    `sequential`, one after another with the images made anew each time, as published. See `fused`, `sequential`."""
 
     steps: int = 20_000
     """Optimisations of the whole network, each on one batch of both domains."""
@@ -362,6 +443,9 @@ class RunConfig(Config):
 
     pool: int = 50
     """Batches of earlier translations that D_t and D_s are shown; 0 shows them the newest only."""
+
+    pool_by: PoolBy = "batch"
+    """What a pool stores and swaps: whole batches, as published, or single images, as CycleGAN does."""
 
     workers: int = 1
     """Data-parallel processes; each takes `batch / workers` slices."""
@@ -376,26 +460,69 @@ class RunConfig(Config):
         """Check ranges and what only holds between settings."""
         Config.__post_init__(self)
         for name in ("steps", "batch", "workers", "evaluations"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
-        _require("pool", self.pool, self.pool >= 0, "must not be negative")
-        _require("seed", self.seed, self.seed >= 0, "must not be negative")
-        _require(
+            require(name, getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
+        require("pool", self.pool, self.pool >= 0, "must not be negative")
+        require("seed", self.seed, self.seed >= 0, "must not be negative")
+        require(
             "batch",
             self.batch,
             self.batch % self.workers == 0,
             f"must be a multiple of workers ({self.workers}), so that every worker takes the same share",
+        )
+        together = self.batch if self.net.batch_norm_over == "batch" else self.batch // self.workers
+        alone = self.net.encoder_norm.startswith("batch") and self.net.batch_statistics != "fixed" and together == 1
+        require(
+            "batch",
+            self.batch,
+            not alone,
+            "batch norm needs at least 2 slices a step (a worker, with net.batch_norm_over worker); take more, or set "
+            "net.encoder_norm to instance or group",
         )
 
 
 PUBLISHED = RunConfig()
 """SIFA v2 as its authors run it."""
 
-STUDY_2022 = (
-    RunConfig()
-    .at("steps", 40_000)
-    .at("batch", 4)
-    .at("optim.lr", 2e-3)
-    .at("data.limits", "pooled")
-    .at("data.split", "slice")
+
+def _with(run: RunConfig, changes: Mapping[str, Leaf]) -> RunConfig:
+    for path, value in changes.items():
+        run = run.at(path, value)
+    return run
+
+
+V1 = _with(
+    PUBLISHED,
+    {
+        "net.low": False,
+        "net.encoder_dropout": 0.25,
+        "loss.adv_p_full_epoch": 7,
+        "loss.adv_p_from_epoch": 5,
+        "optim.lr_segmenter_ratio": 5.0,
+        "optim.segmenter_decay": 0.9,
+    },
 )
-"""The settings of the 2022 study that blew up; its port's defects (no instance norm, ...) are not among them."""
+"""SIFA v1 (Chen et al., AAAI 2019): no auxiliary segmenter, dropout in the encoder, the critic of predictions joins
+late, and the segmenters' rate of 1e-3 decays."""
+
+STUDY_2022 = _with(
+    PUBLISHED,
+    {"steps": 40_000, "batch": 4, "optim.lr": 2e-3, "data.limits": "pooled", "data.split": "slice"},
+)
+"""The settings of the 2022 study that blew up; its port's defects are not among them: see `DEFECTS`."""
+
+DEFECTS: Mapping[str, tuple[str, Leaf]] = MappingProxyType(
+    {
+        "no instance norm": ("net.image_norm", "none"),
+        "stale batch norm": ("net.batch_statistics", "stale"),
+        "fixed batch norm": ("net.batch_statistics", "fixed"),
+        "glorot": ("net.initial", "glorot"),
+        "pooled limits": ("data.limits", "pooled"),
+        "split by slice": ("data.split", "slice"),
+        "tenfold rate": ("optim.lr", 2e-3),
+    }
+)
+"""What the 2022 port did otherwise than the published code, each as the setting that regenerates it alone; its zero
+padding is made with the store, `equipoise prepare --preset seed2022`."""
+
+PRESETS: Mapping[str, RunConfig] = MappingProxyType({"published": PUBLISHED, "v1": V1, "study2022": STUDY_2022})
+"""Named runs."""

@@ -70,6 +70,7 @@ def _segment(net: Sifa, slices: Shelf | Slices, batch: int, *, translate: bool) 
         numbers = [range(len(slices))[start : start + batch] for start in range(0, len(slices), batch)]
         for now, then in zip(numbers, [*numbers[1:], None], strict=True):
             image = slices.take(now, then).image
-            features = net.encoder(net.generator(image) if translate else image)
-            parts.append(net.segmenter(features.high, (image.shape[-2], image.shape[-1])).argmax(1).to(torch.uint8))
+            seen = net.encoder(net.generator(image), "translated") if translate else net.encoder(image, "target")
+            logits = net.segmenter(seen, (image.shape[-2], image.shape[-1]))
+            parts.append(logits.argmax(1).to(torch.uint8))
     return torch.cat(parts[1:] or parts)

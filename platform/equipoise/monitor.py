@@ -135,7 +135,9 @@ def watched(config: RunConfig) -> dict[str, float]:
 
 def counted(config: RunConfig) -> tuple[str, ...]:
     """The critics that can win a run's game; without segmentation losses nobody plays against D_p1 and D_p2."""
-    return CRITICS if config.loss.segmentation > 0 else ("s", "t")
+    if config.loss.segmentation == 0:
+        return "s", "t"
+    return tuple(critic for critic in CRITICS if critic != "p_low" or config.net.low)
 
 
 @dataclass(slots=True)

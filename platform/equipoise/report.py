@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import curves, figures, search
-from equipoise.config import Leaf
+from equipoise.config_base import Leaf
 from equipoise.figures import LOOKS, Figure, Run, words
 from equipoise.page import NOTHING, duration, folded, key, number, page, section, table
 from equipoise.record import Record

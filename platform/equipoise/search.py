@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from equipoise.config import Leaf, RunConfig
+from equipoise.config import RunConfig
+from equipoise.config_base import Leaf
 from equipoise.monitor import Verdict
 
 ObjectiveName = Literal["translated_dice", "target_dice"]

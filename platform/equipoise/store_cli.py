@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ParamSpec
 
 import tyro
 from rich.console import Console
@@ -33,7 +34,22 @@ from slicestore.store import Store
 from slicestore.verify import verify as look_over
 
 BYTES_EACH = 1 << 30
-"""Memory reserved for a process that prepares volumes: one of the 2022 study's size, 232 x 576 x 768, takes .64 GB."""
+"""Memory reserved for a process that prepares volumes: one of the 2022 study's size, 232 x 576 x 768, takes .64 GB,
+.96 with a class of brain."""
+
+
+Words = ParamSpec("Words")
+Work = Callable[[], None]
+
+
+def later(command: Callable[Words, None]) -> Callable[Words, Work]:
+    """A command that does nothing yet when its words are read, so that an error in them is not taken for one in it."""
+
+    @wraps(command)
+    def read(*words: Words.args, **options: Words.kwargs) -> Work:
+        return partial(command, *words, **options)
+
+    return read
 
 
 def verify(store: Positional[str], /, quick: bool = False) -> None:
@@ -132,15 +148,16 @@ def import_tfrecords(
 
 
 Command = (
-    Annotated[None, tyro.conf.subcommand("verify", constructor=verify)]
-    | Annotated[None, tyro.conf.subcommand("info", constructor=info)]
-    | Annotated[None, tyro.conf.subcommand("export", constructor=export)]
-    | Annotated[None, tyro.conf.subcommand("import", constructor=import_tfrecords)]
+    Annotated[Work, tyro.conf.subcommand("verify", constructor=later(verify))]
+    | Annotated[Work, tyro.conf.subcommand("info", constructor=later(info))]
+    | Annotated[Work, tyro.conf.subcommand("export", constructor=later(export))]
+    | Annotated[Work, tyro.conf.subcommand("import", constructor=later(import_tfrecords))]
 )
 
 
 def store(command: Annotated[Command, tyro.conf.arg(name="")]) -> None:
     """Look after a store: verify, info, export, import."""
+    command()
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
@@ -198,13 +215,13 @@ def volumes_table(store: Store) -> Table:
     for entry in store.entries:
         record = store.record(entry)
         head = [entry.subject, entry.split, str(entry.slices)]
-        for row in _label_rows(record["label"]) or [["", "", "", ""]]:
+        for row in _label_rows(record["label"], store.preprocessing.brain_class) or [["", "", "", ""]]:
             table.add_row(*head, *row, _note(entry, record))
             head = ["", "", ""]
     return table
 
 
-def _label_rows(label: dict[str, Any] | None) -> list[list[str]]:
+def _label_rows(label: dict[str, Any] | None, brain_class: int) -> list[list[str]]:
     if label is None:
         return []
     rows = []
@@ -213,7 +230,8 @@ def _label_rows(label: dict[str, Any] | None) -> list[list[str]]:
         pieces = " → ".join(str(label["pieces"][when][index]) for when in ("before", "after"))
         line = label["centreline"][index]
         kept = f"{after / before:.1%}" if before else "empty"
-        rows.append([str(index + 1), kept, pieces, "" if line is None else f"{line:.1%}"])
+        name = f"{index + 1} (brain)" if index + 1 == brain_class else str(index + 1)
+        rows.append([name, kept, pieces, "" if line is None else f"{line:.1%}"])
     return rows
 
 

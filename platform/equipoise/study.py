@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import search
-from equipoise.config import Leaf, RunConfig
+from equipoise.config import RunConfig
+from equipoise.config_base import Leaf
 from equipoise.record import Record
 from equipoise.search import Choice, ObjectiveName, Range, Space
 from slicestore.errors import InputError

@@ -12,17 +12,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from equipoise.batches import Cohort
 from equipoise.checkpoint import State
 from equipoise.config import RunConfig
+from equipoise.fused import fused
+from equipoise.graphs import Recording
 from equipoise.metrics import evaluate
 from equipoise.monitor import Monitor, Verdict, counted, watched
 from equipoise.nets import Sifa
 from equipoise.panels import Panels, draw
+from equipoise.players import Players
 from equipoise.pool import ImagePool
 from equipoise.ranks import Ranks
-from equipoise.step import Players, Pools, Signals, step
+from equipoise.schedules import rates
+from equipoise.sequential import sequential
+from equipoise.speed import arrange, check, out_of_memory
+from equipoise.step import Batch, Pools, Signals
+from slicestore.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +56,100 @@ class Progress:
     """The state from which `fit(resume=...)` continues exactly; copied when called."""
 
 
+UPDATES = {"fused": fused, "sequential": sequential}
+"""The orders in which networks are updated; see `RunConfig.updates`."""
+
+
 @dataclass(slots=True)
 class Run:
     """What changes while a run trains."""
 
+    config: RunConfig
     net: Sifa
     players: Players
     pools: Pools
     monitor: Monitor
+    ranks: Ranks
+    ramp: Tensor
+    """How much of their weight the games of predictions have reached."""
+    epoch_steps: int
     done: int = 0
+    recording: Recording | None = None
+    """The step as a CUDA graph, once the first has been asked for."""
 
     @classmethod
-    def start(cls, config: RunConfig, device: torch.device, ranks: Ranks) -> Run:
-        """Fresh networks from the config's seed, the same on all ranks; then each rank its own random numbers."""
+    def start(cls, config: RunConfig, device: torch.device, ranks: Ranks, *, epoch_steps: int = 1) -> Run:
+        """Fresh networks from the config's seed, the same on all ranks; then each rank its own random numbers.
+
+        Args:
+            config: the run.
+            device: what to train on.
+            ranks: the data-parallel group.
+            epoch_steps: steps in an epoch, where `config.optim.epoch_steps` leaves that to the cohort.
+
+        Raises:
+            InputError: a setting of `config.speed` that this machine does not support.
+        """
+        check(config, device)
+        arrange(config.speed)
         torch.manual_seed(config.seed)
-        shape = config.net
-        net = Sifa(classes=shape.classes, channels=shape.channels, width=shape.width, skip=shape.skip)
-        net = net.to(device).train()
+        net = Sifa(config.net).to(device).train()
+        if config.speed.channels_last:
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.speed.compile:
+            net.compile_tails()
         ranks.share_weights(net)
+        if ranks.world > 1:
+            net.join_statistics(ranks.total)
         torch.manual_seed(config.seed * 1009 + ranks.rank + 1)
-        pools = Pools(*(ImagePool(config.pool, seed=config.seed * 1009 + 2 * ranks.rank + i) for i in range(2)))
-        monitor = Monitor(config.monitor, config.steps, watched(config), counted(config))
-        return cls(net, Players(net, config.optim, config.loss.l2), pools, monitor)
+        seeds = (config.seed * 1009 + 2 * ranks.rank + i for i in range(2))
+        return cls(
+            config,
+            net,
+            Players(net, config),
+            Pools(*(ImagePool(config.pool, seed, config.pool_by) for seed in seeds)),
+            Monitor(config.monitor, config.steps, watched(config), counted(config)),
+            ranks,
+            torch.zeros((), device=device),
+            config.optim.epoch_steps or epoch_steps,
+        )
+
+    def advance(self, batch: Batch, number: int) -> Signals:
+        """Do step `number`, counted from 1, on a batch; the device is not waited for."""
+        now = rates(self.config, number, self.epoch_steps)
+        self.players.set_rates(now.images, now.segmenter)
+        self.ramp.fill_(now.predictions)
+        if self.config.speed.channels_last:
+            batch = batch._replace(source=_channels_last(batch.source), target=_channels_last(batch.target))
+        self.pools.turn(batch)
+        if self.config.speed.graphs and self.recording is None:
+            self.recording = Recording(self.update, self.undo, batch)
+        signals = self.recording.replay(batch) if self.recording is not None else self.update(batch)
+        self.done = number
+        return signals
+
+    def update(self, batch: Batch) -> Signals:
+        """Update every network once, at the rates that are set."""
+        schedule = UPDATES[self.config.updates]
+        return schedule(self.net, self.players, self.pools, batch, self.config, self.ranks, self.ramp)
+
+    def undo(self) -> Callable[[], None]:
+        """Remember all that a step changes on the device; what is returned restores it in place."""
+        held = [*self.net.parameters(), *self.net.buffers(), *self.players.moments(), *self.pools.slots()]
+        kept = [x.detach().clone() for x in held]
+        device = self.ramp.device
+        random = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+        @torch.no_grad()
+        def restore() -> None:
+            for x, was in zip(held, kept, strict=True):
+                x.copy_(was)
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(random, device)
+            else:
+                torch.set_rng_state(random)
+
+        return restore
 
     def state(self) -> State:
         """Everything that `load` needs, for this rank."""
@@ -92,7 +172,7 @@ class Run:
         self.players.load_state_dict(copy.deepcopy(shared["players"]))  # torch would train on the given tensors
         self.monitor.load_state_dict(shared["monitor"])
         for pool, pooled in zip(self.pools, own["pools"], strict=True):
-            pool.load_state_dict(pooled)
+            pool.load_state_dict(pooled, self.config.batch // self.config.workers, self.ramp.device)
         torch.set_rng_state(own["rng"].cpu())
         if "cuda_rng" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda_rng"].cpu())
@@ -114,7 +194,7 @@ def fit(
     """
     ranks = ranks or Ranks()
     torch.set_flush_denormal(True)  # small initial weights make denormals, which CPUs compute several times slower
-    run = Run.start(config, cohort.device, ranks)
+    run = Run.start(config, cohort.device, ranks, epoch_steps=cohort.epoch_steps(config))
     if resume is not None:
         run.load(resume)
     if run.done == config.steps or run.monitor.diverged:  # resumed at its very end: the verdict alone is wanting
@@ -123,7 +203,10 @@ def fit(
     due = _evaluations(config, run.monitor.horizon.block)
     while run.done < config.steps and not run.monitor.diverged:
         began = time.perf_counter()
-        signals = _block(run, config, cohort, ranks)
+        signals = _block_or_none(run, config, cohort, ranks)
+        if signals is None:
+            del run  # and with it what fills the memory
+            raise too_large(config, cohort)
         seconds = time.perf_counter() - began
         ended = run.done == config.steps or run.monitor.diverged is not None
         looked, panels = ended or run.done in due, None
@@ -136,27 +219,52 @@ def fit(
         yield Progress(run.done, signals, seconds, looked, panels, run.monitor.stability(), ending, run.state)
 
 
+def _block_or_none(run: Run, config: RunConfig, cohort: Cohort, ranks: Ranks) -> dict[str, float] | None:
+    """`_block`; None where the memory is too small. The error is let go, since its frames hold on to memory."""
+    try:
+        return _block(run, config, cohort, ranks)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+    return None
+
+
+def too_large(config: RunConfig, cohort: Cohort) -> InputError:
+    """What to tell when a batch needs more memory than there is; tries smaller ones, so that one that fits is named."""
+    share = config.batch // config.workers
+    alone = config.at("workers", 1)
+    fits = None
+    for slices in (share >> shift for shift in range(1, share.bit_length())):
+        try:
+            smaller = alone.at("batch", slices)
+            run = Run.start(smaller, cohort.device, Ranks(alone=True))
+            run.advance(cohort.batch(smaller, 1), 1)
+            fits = slices * config.workers
+            break
+        except ValueError:  # batch norm of a single slice
+            break
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+    remedy = f"set batch to {fits}" if fits else "take a device with more memory"
+    return InputError(
+        "batch",
+        found=f"{share} slices of each domain a worker, which need more memory than {cohort.device} has free",
+        rule="a step's images, gradients and networks are in memory at once",
+        remedy=f"{remedy}, or set speed.precision to bfloat16 or net.width below {config.net.width:g}",
+    )
+
+
 def _block(run: Run, config: RunConfig, cohort: Cohort, ranks: Ranks) -> dict[str, float]:
     """Train one block and judge it; the device is waited for once, at its end."""
     first = run.done + 1
     rows: list[Signals] = []
     for number in range(first, min(run.done + run.monitor.horizon.block, config.steps) + 1):
-        run.players.scale_rates(rate_factor(config, number))
-        batch = cohort.batch(config, number, ranks.rank)
-        rows.append(step(run.net, run.players, run.pools, batch, config, ranks))
-        run.done = number
+        rows.append(run.advance(cohort.batch(config, number, ranks.rank), number))
     names = list(rows[0])
     table = torch.stack([torch.stack([row[name] for name in names]) for row in rows])
     (table,) = ranks.average([table])
     return run.monitor.observe(first, names, table.cpu().numpy())
-
-
-def rate_factor(config: RunConfig, number: int) -> float:
-    """The factor on every learning rate at step `number`, counted from 1."""
-    if config.optim.schedule == "constant":
-        return 1.0
-    half = config.steps / 2
-    return min(1.0, (config.steps - number + 1) / half)
 
 
 def _evaluations(config: RunConfig, block: int) -> set[int]:
@@ -171,3 +279,7 @@ def _look(net: Sifa, cohort: Cohort) -> tuple[dict[str, float], Panels]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         return evaluate(net, cohort), draw(net, cohort)
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)

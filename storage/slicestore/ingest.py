@@ -23,7 +23,7 @@ from slicestore.inputs import Input, check
 from slicestore.labels import class_indices
 from slicestore.layout import DOMAINS, SCHEMA, Domain, group_name
 from slicestore.place import Folder, Place
-from slicestore.preprocess import prepare
+from slicestore.preprocess import prepare, without_brain
 from slicestore.settings import Prepared, Preprocessing
 from slicestore.splits import Part, split
 from slicestore.spread import Spread, here
@@ -167,7 +167,7 @@ def _image_digests(raw: Input, config: Preprocessing) -> dict[str, str | None]:
     return {
         "image": volume.digest(raw.image, raw.component),
         "label": volume.digest(raw.label) if raw.label else None,
-        "brain": volume.digest(raw.brain) if raw.brain and config.needs_brain else None,
+        "brain": volume.digest(raw.brain) if raw.brain and _needs_brain(raw, config) else None,
     }
 
 
@@ -175,8 +175,10 @@ def _examine_image(raw: Input, config: Preprocessing) -> None:
     """Better a second's reading twice than half a cohort."""
     volume.read(raw.image, raw.component)
     if raw.label is not None:
-        class_indices(volume.read(raw.label).voxels, raw.label)
-    if raw.brain is not None and config.needs_brain:
+        class_indices(volume.read(raw.label).voxels, raw.label, config.brain_class)
+    if _needs_brain(raw, config):
+        if raw.brain is None:
+            raise without_brain(config, raw.image)
         volume.read(raw.brain)
 
 
@@ -184,8 +186,12 @@ def _prepare_image(raw: Input, config: Preprocessing) -> Prepared:
     label = volume.read(raw.label) if raw.label else None
     if raw.domain == "target" and config.slices == "foreground":  # a target's label may judge, and never teach
         config = replace(config, slices="tissue")
-    brain = volume.read(raw.brain) if raw.brain and config.needs_brain else None
+    brain = volume.read(raw.brain) if raw.brain and _needs_brain(raw, config) else None
     return prepare(volume.read(raw.image, raw.component), label, config, brain=brain, where=raw.image)
+
+
+def _needs_brain(raw: Input, config: Preprocessing) -> bool:
+    return config.needs_brain(labelled=raw.label is not None)
 
 
 IMAGES: Kind[Input] = Kind(_image_files, _image_digests, _examine_image, _prepare_image)
@@ -366,6 +372,7 @@ def _hold_classes(plan: Sequence[_Task[R]], commits: Mapping[str, Mapping[str, A
         InputError: source labels have no foreground or leave out a class, or a target label has a class that they lack.
     """
     found = [(task, commits[task.group]["classes"]) for task in plan]
+    brain_class = plan[0].config.brain_class
     classes = max(number for task, number in found if task.raw.domain == "source")
     if classes < 2:
         raise InputError(
@@ -383,7 +390,7 @@ def _hold_classes(plan: Sequence[_Task[R]], commits: Mapping[str, Mapping[str, A
             next(_label(task) for task, number in found if task.raw.domain == "source" and number == classes),
             found=f"class {classes - 1}, but no voxel of class {', '.join(map(str, empty))} in any source label",
             rule="classes are numbered 0, 1, ... without a gap, because each takes a channel of the networks",
-            remedy="renumber the classes",
+            remedy="renumber the classes" + (f", or take a brain_class below {brain_class}" if brain_class > 2 else ""),
         )
     for task, number in found:
         if number > classes:

@@ -12,11 +12,9 @@ import numpy as np
 from slicestore.errors import InputError
 from slicestore.geometry import Geometry, Triple
 from slicestore.resample import Between, grid_at, nearest
+from slicestore.settings import MAX_CLASSES
 from slicestore.shape import TUBE_MM, centreline, pieces, width_mm
 from slicestore.volume import Volume
-
-MAX_CLASSES = 32
-"""A label with a larger index is taken for a mistake (a 0/255 mask, an intensity image)."""
 
 
 class Shrunk(NamedTuple):
@@ -25,7 +23,7 @@ class Shrunk(NamedTuple):
     hard: np.ndarray
     """uint8 class indices."""
     fraction: np.ndarray
-    """uint8 share of foreground, times 255."""
+    """uint8 share of the label's own classes, times 255."""
     thresholds: list[float]
     """Area fraction from which a pixel off the centreline belongs to class 1, 2, ...; 0 for a class without voxels."""
     lines: list[np.ndarray]
@@ -57,6 +55,23 @@ def resample_label(label: Volume, spacing_mm: float, *, join: bool = True) -> Sh
         made.thresholds.append(threshold / 255)
     union = fraction if len(made.lines) == 1 else _fractions(inner > 0, between, box[0], new)
     return made._replace(fraction=union)
+
+
+def with_brain(label: Volume, shrunk: Shrunk, brain: Volume, small: Shrunk, index: int) -> tuple[Volume, Shrunk]:
+    """Add a class for what is left of a brain, on the old grid (`label`, `brain`) and on the new (`shrunk`, `small`).
+
+    The label's own classes keep their pixels, and `fraction` stays theirs: it tells how much of a pixel is vessel. What
+    is left of the brain is that of the whole brain's pixels, and not resampled by itself: a brain with the vessels cut
+    out would leave a rim of background round each. It is no vessel and has no centreline.
+    """
+    voxels, hard = (
+        np.where((own == 0) & (whole > 0), np.uint8(index), own)
+        for own, whole in ((label.voxels, brain.voxels), (shrunk.hard, small.hard))
+    )
+    absent = index - 1 - len(shrunk.lines)  # the label's last classes, where this volume shows none of them
+    thresholds = [*shrunk.thresholds, *[0.0] * absent, *small.thresholds]
+    lines = [*shrunk.lines, *[np.empty((0, 3), dtype=np.intp)] * (absent + 1)]
+    return Volume(voxels, label.geometry), Shrunk(hard, shrunk.fraction, thresholds, lines)
 
 
 def _fractions(member: np.ndarray, between: Between, depth: slice, new: Geometry) -> np.ndarray:
@@ -151,11 +166,11 @@ def covered(points: np.ndarray, mask: np.ndarray, old: Geometry, new: Geometry) 
     return inside
 
 
-def class_indices(voxels: np.ndarray, where: object) -> np.ndarray:
+def class_indices(voxels: np.ndarray, where: object, brain_class: int = 0) -> np.ndarray:
     """Give a label as uint8 class indices.
 
     Raises:
-        InputError: negative, large or broken values, which no class has.
+        InputError: negative, large or broken values, which no class has; `brain_class`, where it is not 0, or above.
     """
     low, high = float(voxels.min()), float(voxels.max())
     whole = voxels.dtype.kind in "iub" or all((plane == np.rint(plane)).all() for plane in voxels)
@@ -165,5 +180,12 @@ def class_indices(voxels: np.ndarray, where: object) -> np.ndarray:
             found=f"values from {low:g} to {high:g}{'' if whole else ', not all of them whole'}",
             rule=f"a label holds class indices 0, 1, ... below {MAX_CLASSES}, 0 is background",
             remedy="renumber the classes (a 0/255 mask becomes 0/1); this may be an image, not a label",
+        )
+    if brain_class and high >= brain_class:
+        raise InputError(
+            where,
+            found=f"class {high:g}",
+            rule=f"brain_class, which is {brain_class}, comes after the label's own classes",
+            remedy=f"set brain_class to {high + 1:g}, or choose another mask",
         )
     return voxels.astype(np.uint8, copy=False)

@@ -45,7 +45,8 @@ README = (
     "Training slices of brain angiography, made by slicestore (project Equipoise).",
     "source/* and target/* hold one group per volume. `image` is float16 (z, y, x): axial slices from the feet up, "
     "rows from the front of the head to its back, columns from the patient's right to the left. With a label, "
-    "`label` is uint8 class indices, and `fraction` the uint8 share of each pixel that is foreground, times 255.",
+    "`label` is uint8 class indices, and `fraction` the uint8 share of each pixel that is of the raw label's own "
+    "classes, times 255: settings.brain_class, if there is one, is in `label` and not in `fraction`.",
     "Image values are standard deviations from the volume's mean. To get what the networks see, map them linearly so "
     "that the smallest record.minimum of the training volumes becomes -1 and the largest record.maximum becomes 1, per "
     "domain or pooled. With record.mean and record.std they become raw units again.",
@@ -71,12 +72,14 @@ ARRAYS: Mapping[ArrayName, Mapping[str, Any]] = {
     "label": {
         "axes": list(AXES),
         "units": "class index",
-        "meaning": "0 is background; 255 is missing",
+        "meaning": "0 is background, settings.brain_class (if not 0) is brain outside the raw label's classes; "
+        "255 is missing",
     },
     "fraction": {
         "axes": list(AXES),
         "units": "1/255 of a pixel's area",
-        "meaning": "share of the pixel that is foreground of any class",
+        "meaning": "share of the pixel that is foreground, of any class of the raw label; brain added by "
+        "settings.brain_class is none",
     },
 }
 
@@ -98,10 +101,12 @@ ATTRIBUTES: Mapping[str, str] = {
     "settings.spacing_mm": "distance between pixel centres in a slice",
     "settings.pad": "what fills the frame round a small image: its background, or zero",
     "settings.centre": "what the middle of a slice shows: the middle of the grid, of the tissue, or of the brain mask",
-    "settings.slices": "which slices were kept: all, those with tissue, or those with foreground",
+    "settings.slices": "which slices were kept: all, those with tissue, or those with foreground of the raw label",
     "settings.join": "whether pixels on a vessel's centreline were taken before those that are filled most",
     "settings.bias_field": "whether N4 removed the image's shading first",
     "settings.strip": "whether everything outside the brain mask was made background",
+    "settings.brain_class": "class index of what is in the brain mask and not in the raw label; 0: there is none. It "
+    "is a class of label, and in none of the words foreground, fraction, stripped and lost",
     "record": "how the slices came from the raw volume and lead back to it",
     "record.original": "grid of the raw file",
     "record.oriented": "grid after permuting and flipping axes towards left, posterior, superior",
@@ -123,9 +128,9 @@ ATTRIBUTES: Mapping[str, str] = {
     "record.geometry": "`unknown` where the files tell no grid (TFRecords): each grid is then 1 mm from 0; else absent",
     "record.oblique_degrees": "largest angle between an axis of oriented and the patient's",
     "record.label": "of the label, or null",
-    "record.label.classes": "largest class index plus one",
+    "record.label.classes": "largest class index plus one, settings.brain_class among them",
     "record.label.thresholds": "by class from 1: share of a pixel's area from which it is of the class, chosen so that "
-    "the volume is kept",
+    "the volume is kept; of settings.brain_class that of the whole brain",
     "record.label.volume_mm3": "by class from 1",
     "record.label.pieces": "by class from 1: connected pieces",
     "record.label.centreline": "by class from 1: share of the raw label's centreline that the slices cover; null where "

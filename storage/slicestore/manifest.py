@@ -104,7 +104,7 @@ def read_manifest(place: Place) -> Manifest:
         hold_schema(place, data.get("schema"))
         names = {item.name for item in fields(Entry)}
         entries = tuple(Entry(**{name: volume[name] for name in names}) for volume in data["volumes"])
-        config = Preprocessing(**data["preprocessing"])
+        config = _settings(f"{place}/{MANIFEST}", data["preprocessing"])
         return Manifest(entries, config, data["classes"], data["seed"], data["fingerprint"])
     except FileNotFoundError:
         check_schema(place)
@@ -122,6 +122,19 @@ def read_manifest(place: Place) -> Manifest:
             found=f"damaged JSON ({error})",
             rule="the manifest is written whole",
             remedy=REMEDY,
+        ) from None
+
+
+def _settings(where: str, told: Mapping[str, Any]) -> Preprocessing:
+    """What preprocessing was told; a store made elsewhere may say what this version refuses."""
+    try:
+        return Preprocessing(**told)
+    except InputError as error:
+        raise InputError(
+            where,
+            found=f"{error.where.replace('Preprocessing', 'preprocessing')} {error.found}",
+            rule=error.rule,
+            remedy="prepare the raw volumes into a new folder",
         ) from None
 
 

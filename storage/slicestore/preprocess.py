@@ -15,7 +15,7 @@ from slicestore.errors import InputError
 from slicestore.frame import Box, box_of, canonical_axes, crop_pad, frame, inside, oblique_degrees, orient, shift_to
 from slicestore.geometry import Geometry, check_grids
 from slicestore.intensity import BACKGROUND_PERCENT, Histogram, shading, standardise, tissue_box, with_contrast
-from slicestore.labels import class_indices, label_facts, largest, resample_label
+from slicestore.labels import Shrunk, class_indices, label_facts, largest, resample_label, with_brain
 from slicestore.resample import Between, nearest, resample, resample_planes
 from slicestore.settings import Prepared, Preprocessing
 from slicestore.volume import Volume
@@ -35,6 +35,8 @@ def prepare(
     """Run the chain: orient, correct shading, resample in-plane, standardise, strip, crop and pad, choose slices.
 
     `brain` is a mask of the brain on the image's grid, used where the settings ask for it; what is not 0 is brain.
+    With `brain_class` it becomes a class of the label; "foreground" means the label's own classes all the same: in
+    `fraction`, in the choice of slices, and in the record.
     Orienting permutes and flips axes and never interpolates: an oblique volume keeps its own slices, and the record
     tells by how much they are turned.
 
@@ -49,7 +51,8 @@ def prepare(
         InputError: a mask on another grid, or missing though the settings need it; a label that is not of class
             indices; a constant image; no slice left; foreground lost to the crop.
     """
-    made = _standard(volume, brain, config, where)
+    found = _brain(volume, brain, config, where) if config.needs_brain(labelled=label is not None) else None
+    made = _standard(volume, found, config, where)
     shift = _shift(made, config)
     framed = frame(made.image, config.size, shift, made.background if config.pad == "background" else 0.0)
     masks = _masks(volume, label, made.brain, config, shift, where) if label is not None else None
@@ -156,8 +159,21 @@ class _Standard(NamedTuple):
     background: float
     histogram: Histogram
     """Of the image before stripping."""
-    brain: np.ndarray | None
-    """bool, on the image's grid."""
+    brain: _Brain | None
+
+
+class _Brain(NamedTuple):
+    """A brain mask."""
+
+    oriented: Volume
+    """uint8 0 or 1, on the oriented grid."""
+    shrunk: Shrunk
+    """On the resampled grid."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool, on the resampled grid."""
+        return self.shrunk.hard.view(np.bool_)
 
 
 class _Masks(NamedTuple):
@@ -168,41 +184,46 @@ class _Masks(NamedTuple):
     facts: dict[str, Any]
 
 
-def _standard(volume: Volume, brain: Volume | None, config: Preprocessing, where: object) -> _Standard:
+def _standard(volume: Volume, brain: _Brain | None, config: Preprocessing, where: object) -> _Standard:
     """Orient, correct shading, resample, standardise and strip an image."""
     oriented = orient(volume)
-    mask = _brain(volume, brain, config, where) if config.needs_brain else None
+    mask = brain.mask if brain is not None and config.strip else None
     planes = shading(oriented).corrected(oriented.voxels) if config.bias_field else None
     resampled = resample(oriented, config.spacing_mm, planes)
-    image, mean, std = standardise(resampled, where, mask if config.strip else None)
+    image, mean, std = standardise(resampled, where, mask)
     histogram = Histogram.of(image.voxels)
     background = histogram.percentile(BACKGROUND_PERCENT)
-    if mask is not None and config.strip:
+    if mask is not None:
         image.voxels[~mask] = background
-    return _Standard(oriented.geometry, image, mean, std, background, histogram, mask)
+    return _Standard(oriented.geometry, image, mean, std, background, histogram, brain)
 
 
-def _brain(volume: Volume, brain: Volume | None, config: Preprocessing, where: object) -> np.ndarray:
-    """Give the brain mask on the resampled grid, bool (slice, y, x)."""
-    asked = "strip" if config.strip else "centre='brain'"
+def without_brain(config: Preprocessing, where: object) -> InputError:
+    """What to raise where a brain mask is missing."""
+    asked = "strip" if config.strip else "centre='brain'" if config.centre == "brain" else "brain_class"
+    return InputError(
+        where,
+        found="no brain mask",
+        rule=f"{asked} needs the brain mask of every {'labelled ' if asked == 'brain_class' else ''}volume",
+        remedy=f"name the masks in the table of inputs, or leave {asked} out",
+    )
+
+
+def _brain(volume: Volume, brain: Volume | None, config: Preprocessing, where: object) -> _Brain:
+    """Check, orient and resample a brain mask."""
     if brain is None:
-        raise InputError(
-            where,
-            found="no brain mask",
-            rule=f"{asked} needs the brain mask of every volume",
-            remedy=f"name the masks in the table of inputs, or leave {asked} out",
-        )
+        raise without_brain(config, where)
     check_grids(volume.geometry, brain.geometry, f"brain mask of {where}", kind="brain mask")
-    voxels = Volume((brain.voxels > 0).view(np.uint8), volume.geometry)
-    mask = resample_label(orient(voxels), config.spacing_mm).hard > 0
-    if not mask.any():
+    oriented = orient(Volume((brain.voxels > 0).view(np.uint8), volume.geometry))
+    shrunk = resample_label(oriented, config.spacing_mm)
+    if not shrunk.hard.any():
         raise InputError(
             f"brain mask of {where}",
             found="no brain in it",
             rule="a brain mask is above 0 where the brain is",
             remedy="find the right mask",
         )
-    return mask
+    return _Brain(oriented, shrunk)
 
 
 def _shift(made: _Standard, config: Preprocessing) -> tuple[int, int]:
@@ -210,7 +231,7 @@ def _shift(made: _Standard, config: Preprocessing) -> tuple[int, int]:
     width, height, _ = made.image.geometry.size
     box: Box = (0, height), (0, width)
     if config.centre == "brain" and made.brain is not None:
-        box = box_of(made.brain)
+        box = box_of(made.brain.mask)
     elif config.centre == "foreground":
         box = tissue_box(made.image.voxels, made.histogram)
     down, right = (shift_to(old, config.size, sum(ends) / 2) for old, ends in zip((height, width), box, strict=True))
@@ -220,7 +241,7 @@ def _shift(made: _Standard, config: Preprocessing) -> tuple[int, int]:
 def _masks(
     volume: Volume,
     label: Volume,
-    brain: np.ndarray | None,
+    brain: _Brain | None,
     config: Preprocessing,
     shift: tuple[int, int],
     where: object,
@@ -228,11 +249,13 @@ def _masks(
     """Check, orient, resample and cut a label; what a stripped image no longer shows is no foreground either."""
     name = f"label of {where}"
     check_grids(volume.geometry, label.geometry, name)
-    oriented = orient(Volume(class_indices(label.voxels, name), volume.geometry))
+    oriented = orient(Volume(class_indices(label.voxels, name, config.brain_class), volume.geometry))
     shrunk = resample_label(oriented, config.spacing_mm, join=config.join)
+    if brain is not None and config.brain_class:
+        oriented, shrunk = with_brain(oriented, shrunk, *brain, config.brain_class)
     facts, before = label_facts(oriented, shrunk, config.spacing_mm), int(shrunk.fraction.sum(dtype=np.int64))
     if brain is not None and config.strip:
-        shrunk.hard[~brain], shrunk.fraction[~brain] = 0, 0
+        shrunk.hard[~brain.mask], shrunk.fraction[~brain.mask] = 0, 0
     visible = int(shrunk.fraction.sum(dtype=np.int64))
     hard, fraction = (crop_pad(part, (config.size,) * 2, shift, 0) for part in (shrunk.hard, shrunk.fraction))
     after = int(fraction.sum(dtype=np.int64))
@@ -252,5 +275,5 @@ def _kept(image: Volume, masks: _Masks | None, config: Preprocessing) -> np.ndar
     if config.slices == "all":
         return np.arange(len(image.voxels))
     if config.slices == "foreground" and masks is not None:
-        return np.flatnonzero(masks.hard.any(axis=(1, 2)))
+        return np.flatnonzero(config.foreground(masks.hard).any(axis=(1, 2)))
     return np.flatnonzero(with_contrast(image.voxels))

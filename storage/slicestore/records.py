@@ -19,9 +19,9 @@ from slicestore import intensity, tfrecord
 from slicestore.errors import InputError
 from slicestore.geometry import Geometry
 from slicestore.ingest import Kind, Progress, assemble
-from slicestore.labels import MAX_CLASSES, label_facts, resample_label
+from slicestore.labels import label_facts, resample_label
 from slicestore.layout import DOMAINS, Domain
-from slicestore.settings import Prepared, Preprocessing
+from slicestore.settings import MAX_CLASSES, Prepared, Preprocessing
 from slicestore.sifa_layout import decode
 from slicestore.spread import Spread, here
 from slicestore.store import Store

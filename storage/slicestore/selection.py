@@ -127,10 +127,10 @@ class Selection:
         self.overwrite_frame(rows, out)
 
     def read_label(self, rows: Rows, out: np.ndarray, area: np.ndarray) -> None:
-        """Read their labels, and count the pixels of structures."""
+        """Read their labels, and count the pixels of the label's own classes."""
         if rows.entry.labelled:
             self._read(rows, "label", out)
-            area[:] = [np.count_nonzero(one) for one in out]
+            area[:] = [np.count_nonzero(self.store.preprocessing.foreground(one)) for one in out]
         else:
             out[:], area[:] = UNLABELLED, 0
 

@@ -19,6 +19,8 @@ from slicestore.errors import InputError
 
 VERSION = 3
 """Version of the numbers that preprocessing makes; raise it when they change, and every store is made anew."""
+MAX_CLASSES = 32
+"""A label with a larger index is taken for a mistake (a 0/255 mask, an intensity image)."""
 LEVELS = (0.1, 0.5, 1.0, 2.0, 5.0)
 """Percentages at which a volume's two tails are recorded, so that readers may clip without seeing a voxel."""
 
@@ -59,6 +61,10 @@ class Preprocessing:
     strip: bool = False
     """Make all that is outside the brain mask background (needs a mask), in the image and in the label, which would
     otherwise ask for what cannot be seen. Mean and standard deviation are then those of the brain."""
+    brain_class: int = 0
+    """Class of what is inside the brain mask and not in the label: the index after the label's own classes, so 2 beside
+    a vessel mask; 0 makes none. Needs the brain mask of every labelled volume. A number and not a switch, because a
+    volume whose label lacks the last class must number its brain as the others do."""
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8:
@@ -75,6 +81,13 @@ class Preprocessing:
                 rule="a pixel is between 0 and 100 mm wide",
                 remedy="give the target spacing in mm",
             )
+        if isinstance(self.brain_class, bool) or self.brain_class not in (0, *range(2, MAX_CLASSES)):
+            raise InputError(
+                "Preprocessing.brain_class",
+                found=self.brain_class,
+                rule=f"it is the class index after the label's own, from 2 to {MAX_CLASSES - 1}, or 0 for none",
+                remedy="beside a mask of one structure take 2",
+            )
         for name, choices in (("pad", Pad), ("centre", Centre), ("slices", Slices)):
             if getattr(self, name) not in get_args(choices):
                 raise InputError(
@@ -84,15 +97,26 @@ class Preprocessing:
                     remedy="choose one of them",
                 )
 
-    @property
-    def needs_brain(self) -> bool:
-        """Whether a brain mask must come with every volume."""
-        return self.strip or self.centre == "brain"
+    def needs_brain(self, *, labelled: bool) -> bool:
+        """Whether a brain mask must come with a volume."""
+        return self.strip or self.centre == "brain" or (labelled and self.brain_class > 0)
+
+    def foreground(self, label: np.ndarray) -> np.ndarray:
+        """Where class indices are the label's own: neither background nor `brain_class`; bool, of the same shape."""
+        own: np.ndarray = label != 0
+        return own & (label != self.brain_class) if self.brain_class else own
 
     @property
     def fingerprint(self) -> str:
-        """Names these settings and this code's version on any machine; 16 hexadecimal digits."""
-        canonical = json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True)
+        """Names these settings and this code's version on any machine; 16 hexadecimal digits.
+
+        A setting that came after its `VERSION` is left out while it is off: the numbers are those that the version made
+        before, and existing stores are kept.
+        """
+        told = asdict(self)
+        if not self.brain_class:
+            del told["brain_class"]
+        canonical = json.dumps({"version": VERSION, **told}, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -122,6 +146,7 @@ class Prepared:
     label: np.ndarray | None
     """uint8 (n, size, size), class indices, 0 is background; None without a label."""
     fraction: np.ndarray | None
-    """uint8 (n, size, size), share of each pixel that is foreground, times 255."""
+    """uint8 (n, size, size), share of each pixel that is of the label's own classes, brain not among them, times
+    255."""
     record: dict[str, Any]
     """All that `preprocess.restore` and the store need, ready for JSON; see `preprocess.prepare`."""

@@ -44,7 +44,8 @@ class Staged:
     position: np.ndarray
     """int32 (N,), the slice's number in its volume's canonical grid, from the feet up."""
     area: np.ndarray | None
-    """int32 (N,), pixels with a class other than background; None where no label may be seen."""
+    """int32 (N,), pixels of the label's own classes: neither background nor the brain that `brain_class` adds; None
+    where no label may be seen."""
     entries: tuple[Entry, ...]
     limits: Limits
     """What `store.normalise` takes."""

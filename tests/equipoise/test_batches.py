@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from equipoise.batches import Cohort, needed
-from equipoise.config import AugmentConfig, DataConfig, Leaf, RunConfig
+from equipoise.config import AugmentConfig, DataConfig, RunConfig
+from equipoise.config_base import Leaf
 from equipoise.shelf import Shelf, Slices, neighbours
 from equipoise.step import Batch
 from equipoise.train import fit

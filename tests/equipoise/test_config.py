@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from equipoise.config import PUBLISHED, STUDY_2022, RunConfig
+from equipoise.config import DEFECTS, PRESETS, PUBLISHED, STUDY_2022, V1, RunConfig
 
 
 def test_changing_a_leaf_gives_a_copy_and_leaves_the_original() -> None:
@@ -40,6 +40,16 @@ def test_a_misspelt_path_fails_where_it_is_written(path: str) -> None:
         ("data.source_low", 4.4),
         ("data.augment.flip", 1.5),
         ("data.augment.rotation_degrees", -1.0),
+        ("net.head_stride", 16),
+        ("net.encoder_dropout", 1.0),
+        ("net.encoder_norm", "layer"),
+        ("loss.ce_clip", 1.0),
+        ("loss.adv_p_from_epoch", 3),
+        ("loss.lsgan_real", 0.0),
+        ("optim.segmenter_decay", 0.0),
+        ("speed.precision", "float16"),
+        ("updates", "shuffled"),
+        ("pool_by", "pixel"),
     ],
 )
 def test_a_value_against_the_rule_is_refused_with_value_and_rule(path: str, value: float) -> None:
@@ -76,3 +86,53 @@ def test_percentiles_are_measured_and_so_refused_beside_fixed_limits() -> None:
 
 def test_augmentation_is_off_unless_asked_for() -> None:
     assert not any(PUBLISHED.data.augment.flat().values())
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where"),
+    [
+        ("loss.lsgan_real", 0.9, "lsgan"),
+        ("loss.tversky_missed", 0.8, "Tversky"),
+        ("loss.focal_exponent", 0.5, "focal_tversky"),
+        ("loss.cldice_iterations", 5, "cldice"),
+        ("net.batch_statistics", "stale", "instance"),
+    ],
+)
+def test_a_setting_that_cannot_take_effect_is_refused(path: str, value: float, where: str) -> None:
+    other = PUBLISHED.at("loss.adversarial", "hinge").at("net.encoder_norm", "instance")
+    with pytest.raises(ValueError, match=where):
+        other.at(path, value)
+
+
+def test_batch_norm_of_a_single_slice_is_refused_and_the_other_norms_take_one() -> None:
+    with pytest.raises(ValueError, match="at least 2 slices"):
+        PUBLISHED.at("batch", 1)
+    with pytest.raises(ValueError, match="at least 2 slices"):
+        PUBLISHED.at("net.batch_norm_over", "worker").at("batch", 4).at("workers", 4)
+    assert PUBLISHED.at("batch", 4).at("workers", 4).batch == 4
+    assert PUBLISHED.at("net.encoder_norm", "instance").at("batch", 1).batch == 1
+
+
+def test_v1_differs_from_v2_in_its_published_points_and_no_others() -> None:
+    ours, theirs = V1.flat(), PUBLISHED.flat()
+    assert {path: value for path, value in ours.items() if value != theirs[path]} == {
+        "net.low": False,
+        "net.encoder_dropout": 0.25,
+        "loss.adv_p_from_epoch": 5,
+        "loss.adv_p_full_epoch": 7,
+        "optim.lr_segmenter_ratio": 5.0,
+        "optim.segmenter_decay": 0.9,
+    }
+
+
+@pytest.mark.parametrize("run", [PUBLISHED, STUDY_2022], ids=["published", "2022"])
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_every_defect_of_the_2022_port_is_one_setting(run: RunConfig, defect: str) -> None:
+    path, value = DEFECTS[defect]
+    assert PUBLISHED.flat()[path] != value
+    assert run.at(path, value).flat()[path] == value
+
+
+def test_presets_are_named() -> None:
+    assert PRESETS["published"] == RunConfig()
+    assert {"v1", "study2022"} <= set(PRESETS)

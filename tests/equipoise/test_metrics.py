@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from equipoise.batches import Cohort
+from equipoise.config import NetConfig
 from equipoise.metrics import dice, evaluate, subject_dice
 from equipoise.nets import Sifa
 from equipoise.shelf import Slices
@@ -62,7 +63,7 @@ class TestEvaluate:
     @staticmethod
     def net() -> Sifa:
         torch.manual_seed(0)
-        net = Sifa(width=0.0625).train()
+        net = Sifa(NetConfig(width=0.0625)).train()
         with torch.no_grad():
             net.generator(torch.rand(2, 1, 32, 32))
             for _ in range(20):

@@ -1,28 +1,30 @@
-"""The networks of SIFA: sizes, shapes, initial values, and the details in which TensorFlow and PyTorch differ."""
+"""The networks of SIFA: sizes, shapes, initial values, every switch, and what precision and memory format change."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equipoise.nets import Critic, Decoder, Encoder, Generator, Segmenter, Sifa
+from equipoise.config import HeadStride, NetConfig
+from equipoise.config_base import Leaf
+from equipoise.nets import Critic, Decoder, Encoder, Features, Generator, Segmenter, Sifa
 from equipoise.nets.layers import (
     AlwaysDropout,
-    BatchNorm,
     Conv,
-    InstanceNorm,
+    Dropout,
     Residual,
+    Tail,
     Upsample,
-    same_padding,
     scaled,
 )
+from equipoise.nets.norms import BatchNorm, GroupNorm, InstanceNorm, is_channels_last
 
+LAST = torch.channels_last
 SIZES = {  # trainable parameters of the published v2 networks, two classes, one channel
     "generator": 2_849_537,
     "encoder": 27_517_424,
@@ -47,12 +49,16 @@ def seeded() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def narrow() -> Sifa:
     torch.manual_seed(0)
-    return Sifa(width=0.125)
+    return built(width=0.125)
 
 
-def abstract(**settings: int) -> Sifa:
+def built(**settings: Leaf) -> Sifa:
+    return Sifa(NetConfig(**settings))  # type: ignore[arg-type]
+
+
+def abstract(**settings: Leaf) -> Sifa:
     with torch.device("meta"):
-        return Sifa(**settings)  # type: ignore[arg-type]
+        return built(**settings)
 
 
 def sizes(net: nn.Module) -> dict[str, int]:
@@ -74,6 +80,39 @@ class TestSizes:
     def test_three_channels_change_only_the_first_layers_of_generator_and_encoder(self) -> None:
         assert sizes(abstract(channels=3)) == SIZES | {"generator": 2_852_673, "encoder": 27_518_992}
 
+    def test_v1_lacks_the_auxiliary_segmenter_and_its_critic_only_and_has_40_58_million(self) -> None:
+        v1 = abstract(low=False)
+        assert v1.segmenter_low is None
+        assert v1.critic_p_low is None
+        assert sizes(v1) == {k: v for k, v in SIZES.items() if k not in ("segmenter_low", "critic_p_low")}
+        assert sum(sizes(v1).values()) == 40_570_609
+        assert sum(sizes(abstract(low=False, channels=3)).values()) == 40_575_313  # the published 40.58 M
+
+    def test_biased_critics_have_one_more_parameter_a_map(self) -> None:
+        more = {f"critic_{name}": SIZES[f"critic_{name}"] + 64 + 128 + 256 + 512 + 1 for name in ("t", "p", "p_low")}
+        more["critic_s"] = SIZES["critic_s"] + 64 + 128 + 256 + 512 + 2
+        assert sizes(abstract(critic_bias=True)) == SIZES | more
+
+    @pytest.mark.parametrize(
+        ("stride", "segmenter"),
+        [
+            # 1x1 512 -> 64, 3x3 128 -> 64, scale and shift of 64; then the same from 64 to 32; then 1x1 to 2 classes
+            (4, 512 * 64 + 9 * 128 * 64 + 128 + 64 * 2),
+            (2, 512 * 64 + 9 * 128 * 64 + 128 + 64 * 32 + 9 * 64 * 32 + 64 + 32 * 2),
+        ],
+    )
+    def test_a_finer_head_changes_the_first_segmenter_only(self, stride: int, segmenter: int) -> None:
+        assert sizes(abstract(head_stride=stride)) == SIZES | {"segmenter": segmenter}
+
+    @pytest.mark.parametrize("norm", ["batch_per_domain", "instance", "group"])
+    def test_the_encoders_norm_changes_no_count_but_its_absence_from_images_does(self, norm: str) -> None:
+        assert sizes(abstract(encoder_norm=norm)) == SIZES
+        bare = sizes(abstract(image_norm="none"))
+        affine = 2 * (2 * 32 + 2 * 64 + 19 * 128)  # of the generator
+        assert SIZES["generator"] - bare["generator"] == affine
+        assert SIZES["critic_t"] - bare["critic_t"] == 2 * (128 + 256 + 512)
+        assert bare["encoder"] == SIZES["encoder"]
+
     def test_every_parameter_is_trainable(self) -> None:
         assert all(p.requires_grad for p in abstract().parameters())
 
@@ -87,7 +126,8 @@ class TestSizes:
     @pytest.mark.parametrize("width", [0.125, 0.3, 1.5])
     def test_any_width_gives_networks_that_fit_together(self, width: float) -> None:
         with torch.device("meta"):
-            net, image = Sifa(width=width), torch.zeros(1, 1, 64, 64)
+            net, image = built(width=width, head_stride=2), torch.zeros(1, 1, 64, 64)
+            assert net(image).shape == (1, 2, 64, 64)
             assert net.decoder(net.encoder(image).high, image).shape == (1, 1, 64, 64)
 
 
@@ -95,9 +135,11 @@ class TestShapes:
     @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (3, 5)])
     def test_the_published_networks_at_256_pixels(self, channels: int, classes: int) -> None:
         net = abstract(channels=channels, classes=classes)
+        assert net.segmenter_low is not None
+        assert net.critic_p_low is not None
         image = torch.zeros(1, channels, 256, 256, device="meta")
         features = net.encoder(image)
-        logits = net.segmenter(features.high, (256, 256))
+        logits = net.segmenter(features, (256, 256))
         shapes = [
             features.high,
             features.low,
@@ -105,11 +147,12 @@ class TestShapes:
             net.decoder(features.high, image),
             logits,
             net(image),
+            net.segmenter_low(features, (256, 256)),
         ]
         assert [tuple(x.shape) for x in shapes] == [
             *2 * [(1, 512, 32, 32)],
             *2 * [(1, channels, 256, 256)],
-            *2 * [(1, classes, 256, 256)],
+            *3 * [(1, classes, 256, 256)],
         ]
         assert net.critic_t(image).shape == (1, 1, 35, 35)
         assert net.critic_s(image).shape == (1, 2, 35, 35)
@@ -120,7 +163,9 @@ class TestShapes:
         features = narrow.encoder(image)
         assert features.high.shape == features.low.shape == (2, 64, 8, 6)
         low = features.low.clone()
-        logits = narrow.segmenter(features.high, (64, 48)) + narrow.segmenter_low(features.low, (64, 48))
+        assert narrow.segmenter_low is not None
+        assert narrow.critic_p_low is not None
+        logits = narrow.segmenter(features, (64, 48)) + narrow.segmenter_low(features, (64, 48))
         assert logits.shape == (2, 2, 64, 48)
         translated = narrow.generator(image) + narrow.decoder(features.high, image)
         judged = narrow.critic_t(translated) + narrow.critic_s(translated)[:, 1:]
@@ -147,25 +192,41 @@ class TestShapes:
         with pytest.raises(ValueError, match=rf"{bad} must be divisible by 8"):
             narrow.get_submodule(part)(torch.zeros(shape))
 
-    @pytest.mark.parametrize(
-        ("settings", "rule"),
-        [
-            ({"classes": 1}, "at least 2"),
-            ({"channels": 2}, "odd"),
-            ({"width": 0.0}, "positive"),
-            ({"width": math.nan}, "pos"),
-        ],
-    )
-    def test_settings_that_make_no_network_are_refused(self, settings: dict[str, float], rule: str) -> None:
-        with pytest.raises(ValueError, match=rule):
-            Sifa(**settings)  # type: ignore[arg-type]
+    @pytest.mark.parametrize("stride", [8, 4, 2])
+    def test_a_head_decides_at_its_stride_and_reads_the_encoders_maps_there(self, stride: HeadStride) -> None:
+        net = built(width=0.125, head_stride=stride, classes=3)
+        decided: list[Tensor] = []
+        net.segmenter.classify.register_forward_hook(lambda _m, _i, out: decided.append(out))
+        image = torch.randn(2, 1, 32, 48)
+        features = net.encoder(image)
+        assert [tuple(x.shape) for x in features.fine] == [(2, 8, 8, 12), (2, 4, 16, 24)][: {8: 0, 4: 1, 2: 2}[stride]]
+        assert net.segmenter(features, (32, 48)).shape == (2, 3, 32, 48)
+        assert decided[0].shape == (2, 3, 32 // stride, 48 // stride)
+
+    def test_a_head_finer_than_the_encoders_maps_is_refused(self) -> None:
+        features = Encoder(width=0.125, head_stride=4)(torch.zeros(1, 1, 32, 32))
+        with pytest.raises(ValueError, match="shorter"):
+            Segmenter(width=0.125, head_stride=2)(features, (32, 32))
+
+    def test_a_domain_that_is_none_is_refused(self, narrow: Sifa) -> None:
+        with pytest.raises(ValueError, match="'source' must be one of 'translated', 'target'"):
+            narrow.encoder(torch.zeros(2, 1, 32, 32), "source")
+
+    def test_a_critics_patch_is_70_pixels_wide(self) -> None:
+        critic = Critic(1, width=0.05, norm="none")  # instance norm sees the whole map
+        image = torch.randn(1, 1, 256, 256, requires_grad=True)
+        critic(image)[0, 0, 17, 17].backward()
+        assert image.grad is not None
+        for axis in (2, 3):
+            seen = image.grad.abs().sum(5 - axis).flatten().nonzero()
+            assert seen.max() - seen.min() + 1 == 70
 
 
 class TestInitialValues:
     @staticmethod
     def check(net: nn.Module, sigma: dict[str, float]) -> None:
         """Each convolution of `net`: the sigma of the longest prefix of its name in the table."""
-        convs = [(n, m) for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+        convs = [(n, m) for n, m in net.named_modules() if isinstance(m, (Conv, Upsample))]
         assert convs
         for name, conv in convs:
             want = sigma[max((k for k in sigma if name.startswith(k)), key=len)]
@@ -184,10 +245,10 @@ class TestInitialValues:
         self.check(Segmenter(classes=5), {"": 0.01})
 
     def test_the_decoders_residual_units_start_at_half_the_sigma_of_its_other_layers(self) -> None:
-        self.check(Decoder(width=0.25), {"": 0.02} | {f"body.{i}.": 0.01 for i in range(3, 7)})
+        self.check(Decoder(width=0.25), {"": 0.02} | {f"body.{i}.": 0.01 for i in range(1, 5)})
 
     def test_norms_start_at_scale_one_and_shift_zero(self) -> None:
-        norms = [m for m in Sifa(width=0.01).modules() if isinstance(m, (InstanceNorm, BatchNorm))]
+        norms = [m for m in built(width=0.01).modules() if isinstance(m, (InstanceNorm, BatchNorm))]
         assert len(norms) == (5 + 18) + (1 + 24 + 4 + 2) + (4 + 8) + 4 * 3
         for norm in norms:
             assert (norm.weight == 1).all()
@@ -208,124 +269,32 @@ class TestInitialValues:
         nets = []
         for _ in range(2):
             torch.manual_seed(3)
-            nets.append(Sifa(width=0.02).state_dict())
+            nets.append(built(width=0.02).state_dict())
         assert all(torch.equal(nets[0][k], nets[1][k]) for k in nets[0])
 
-
-class TestPadding:
-    @pytest.mark.parametrize(
-        ("side", "kernel", "stride", "zeros"),
-        [
-            (8, 3, 2, (0, 1)),
-            (7, 3, 2, (1, 1)),
-            (8, 3, 1, (1, 1)),
-            (8, 7, 1, (3, 3)),
-            (8, 4, 2, (1, 1)),
-            (8, 1, 2, (0, 0)),
-        ],
-    )
-    def test_zeros_follow_tensorflows_rule(self, side: int, kernel: int, stride: int, zeros: tuple[int, int]) -> None:
-        assert same_padding(side, kernel, stride) == zeros
-
-    def test_a_stride_two_convolution_pads_bottom_and_right_only(self) -> None:
-        conv = Conv(1, 1, 3, stride=2, sigma=0.1)
-        conv.weight.data.zero_()[0, 0, 0, 0] = 1  # picks the top left pixel of each window
-        image = torch.arange(16.0).view(1, 1, 4, 4)
-        assert conv(image)[0, 0].tolist() == [[0, 2], [8, 10]]
-        conv.weight.data.zero_()[0, 0, 2, 2] = 1  # picks the bottom right one: outside for the last windows
-        assert conv(image)[0, 0].tolist() == [[10, 0], [0, 0]]
-
-    def test_upsampling_is_the_adjoint_of_the_stride_two_convolution(self) -> None:
-        down, up = Conv(3, 2, 3, stride=2, sigma=1.0).double(), Upsample(2, 3, sigma=1.0).double()
-        up.weight.data.copy_(down.weight.data)
-        x, y = torch.randn(1, 3, 8, 6).double(), torch.randn(1, 2, 4, 3).double()
-        assert up(y).shape == x.shape
-        assert (down(x) * y).sum().item() == pytest.approx((x * up(y)).sum().item())
-
-    def test_dilation_keeps_the_size(self) -> None:
-        assert Conv(1, 2, 3, dilation=2, sigma=0.1)(torch.zeros(1, 1, 5, 6)).shape == (1, 2, 5, 6)
-
-    def test_a_critics_patch_is_70_pixels_wide(self) -> None:
-        critic = Critic(1, width=0.05)
-        for i in (3, 6, 9):
-            assert isinstance(critic.body[i], InstanceNorm)
-            critic.body[i] = nn.Identity()  # instance norm sees the whole map
-        image = torch.randn(1, 1, 256, 256, requires_grad=True)
-        critic(image)[0, 0, 17, 17].backward()
-        assert image.grad is not None
-        for axis in (2, 3):
-            seen = image.grad.abs().sum(5 - axis).flatten().nonzero()
-            assert seen.max() - seen.min() + 1 == 70
+    def test_glorot_draws_all_convolutions_within_the_bound_of_their_fans(self) -> None:
+        convs = [m for m in built(width=0.25, initial="glorot").modules() if isinstance(m, (Conv, Upsample))]
+        assert len(convs) == (5 + 18 + 1) + (1 + 24 + 4 + 2) + (4 + 8 + 1) + 2 + 4 * 5
+        for conv in convs:
+            fans = (conv.in_channels + conv.out_channels) * conv.kernel_size[0] ** 2
+            bound, weight = math.sqrt(6 / fans), conv.weight.detach()
+            assert weight.abs().max() <= bound
+            assert weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=2 / math.sqrt(weight.numel()))
+            assert conv.bias is None or not conv.bias.any()
 
 
-class TestNorms:
-    def test_instance_norm_is_affine_and_has_epsilon_1e_6(self) -> None:
-        norm, x = InstanceNorm(2), 1e-3 * torch.randn(2, 2, 4, 4)
-        norm.weight.data.copy_(torch.tensor([2.0, 3.0]))
-        norm.bias.data.copy_(torch.tensor([-1.0, 0.5]))
-        a = x.double().numpy()
-        mean, var = a.mean((2, 3), keepdims=True), a.var((2, 3), keepdims=True)
-        want = (a - mean) / np.sqrt(var + 1e-6) * np.array([2, 3]).reshape(1, 2, 1, 1)
-        want += np.array([-1, 0.5]).reshape(1, 2, 1, 1)
-        np.testing.assert_allclose(norm(x).detach().numpy(), want, atol=1e-5)
-        assert torch.equal(norm.eval()(x), norm.train()(x))
-
-    def test_instance_norm_is_pytorchs_in_value_and_gradient(self) -> None:
-        ours, theirs = InstanceNorm(3).double(), nn.InstanceNorm2d(3, eps=1e-6, affine=True).double()
-        x = torch.randn(2, 3, 5, 7).double()
-        grads = []
-        for norm in (ours, theirs):
-            leaf = x.clone().requires_grad_()
-            out: Tensor = norm(leaf)
-            out.pow(3).sum().backward()  # type: ignore[no-untyped-call]
-            assert leaf.grad is not None
-            grads.append((out, leaf.grad, norm.weight.grad, norm.bias.grad))
-        for one, other in zip(*grads, strict=True):
-            torch.testing.assert_close(one, other)
-
-    def test_batch_norm_has_epsilon_1e_3_and_moves_a_tenth_of_the_way_each_step(self) -> None:
-        norm = BatchNorm(1)
-        x = torch.tensor([0.0, 0.0, 0.2, 0.2]).view(1, 1, 2, 2)  # mean .1, variance .01
-        assert norm(x).flatten()[3].item() == pytest.approx(0.1 / math.sqrt(0.01 + 1e-3), rel=1e-5)
-        assert norm.running_mean is not None
-        assert norm.running_mean.item() == pytest.approx(0.1 * 0.1)
-
+class TestArchitecture:
     def test_encoder_uses_batch_norm_and_the_others_instance_norm(self, narrow: Sifa) -> None:
         kinds = {
-            name: {type(m) for m in part.modules() if isinstance(m, (InstanceNorm, BatchNorm))}
+            name: {type(m) for m in part.modules() if isinstance(m, (GroupNorm, BatchNorm))}
             for name, part in narrow.named_children()
         }
         assert kinds.pop("encoder") == {BatchNorm}
         assert kinds.pop("segmenter") == kinds.pop("segmenter_low") == set()
         assert all(kind == {InstanceNorm} for kind in kinds.values())
 
-
-class TestUnits:
-    @pytest.mark.parametrize(("inputs", "outputs", "first"), [(2, 4, 1), (2, 5, 1), (3, 3, 0)])
-    def test_a_residual_units_shortcut_gets_zero_channels_on_both_sides(
-        self, inputs: int, outputs: int, first: int
-    ) -> None:
-        unit = Residual(inputs, outputs, BatchNorm, sigma=0.01)
-        last = unit.body[-1]
-        assert isinstance(last, BatchNorm)
-        last.weight.data.zero_()  # silences the body: only the shortcut is left
-        x = torch.rand(1, inputs, 4, 4)
-        want = torch.zeros(1, outputs, 4, 4)
-        want[:, first : first + inputs] = x
-        assert torch.equal(unit(x), want)
-
-    def test_a_residual_unit_rectifies_after_the_sum(self) -> None:
-        unit = Residual(2, 2, InstanceNorm, sigma=0.01)
-        x = torch.randn(1, 2, 4, 4)
-        assert (unit(x) >= 0).all()
-        assert torch.equal(unit(x), F.relu(x + unit.body(x)))
-
-    def test_a_residual_unit_cannot_lose_channels(self) -> None:
-        with pytest.raises(ValueError, match="2 output channels"):
-            Residual(4, 2, BatchNorm, sigma=0.01)
-
     def test_the_encoder_has_two_dilated_units_and_they_are_the_last(self, narrow: Sifa) -> None:
-        dilation = [u.body[0].dilation[0] for u in narrow.encoder.modules() if isinstance(u, Residual)]  # type: ignore[index]
+        dilation = [u.second.conv.dilation[0] for u in narrow.encoder.modules() if isinstance(u, Residual)]
         assert dilation == 12 * [1] + 2 * [2]
 
     def test_the_generator_has_nine_residual_units_and_the_decoder_four(self, narrow: Sifa) -> None:
@@ -333,14 +302,22 @@ class TestUnits:
         assert counts == [9, 4]
 
     def test_a_critic_normalises_its_three_middle_layers_and_leaks_a_fifth(self, narrow: Sifa) -> None:
-        kinds = [type(m).__name__ for m in narrow.critic_s.body]
-        middle = ["Conv", "InstanceNorm", "LeakyReLU"]
-        assert kinds == ["Conv", "LeakyReLU", *3 * middle, "Conv"]
-        assert {m.negative_slope for m in narrow.critic_s.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
+        tails = [m for m in narrow.critic_s.modules() if isinstance(m, Tail)]
+        assert [type(t.norm) for t in tails] == [type(None), *3 * [InstanceNorm]]
+        assert [t.slope for t in tails] == 4 * [0.2]
         assert [m.stride[0] for m in narrow.critic_s.modules() if isinstance(m, Conv)] == [2, 2, 2, 1, 1]
+        assert type(narrow.critic_s.body[-1]) is Conv
+
+    def test_generator_encoder_and_decoder_rectify_fully(self, narrow: Sifa) -> None:
+        for part in (narrow.generator, narrow.encoder, narrow.decoder):
+            assert {m.slope for m in part.modules() if isinstance(m, Tail)} == {0}
 
 
 class TestDropout:
+    @staticmethod
+    def drops(net: nn.Module) -> list[str]:
+        return [name for name, m in net.named_modules(remove_duplicate=False) if isinstance(m, Dropout)]
+
     def test_the_decoder_stays_noisy_in_evaluation_and_repeats_under_a_seed(self) -> None:
         decoder = Decoder(width=0.125).eval()
         features, image = torch.rand(1, 64, 4, 4), torch.zeros(1, 1, 32, 32)
@@ -350,23 +327,89 @@ class TestDropout:
         torch.manual_seed(1)
         assert torch.equal(decoder(features, image), first)
 
-    def test_a_quarter_of_the_values_is_dropped_and_the_rest_scaled(self) -> None:
-        drop = AlwaysDropout(0.25).eval()
-        out = drop(torch.ones(100_000))
-        assert sorted(out.unique().tolist()) == pytest.approx([0, 4 / 3])
-        assert (out == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    def test_the_decoder_falls_silent_in_evaluation_where_told(self) -> None:
+        decoder = built(width=0.125, decoder_dropout_always=False).decoder
+        features, image = torch.rand(1, 64, 4, 4), torch.zeros(1, 1, 32, 32)
+        assert not torch.equal(decoder(features, image), decoder(features, image))
+        decoder.eval()
+        assert torch.equal(decoder(features, image), decoder(features, image))
 
     def test_it_follows_each_convolution_of_the_decoders_residual_units_and_nothing_else(self, narrow: Sifa) -> None:
-        drops = [name for name, m in narrow.named_modules() if isinstance(m, AlwaysDropout)]
-        assert drops == [f"decoder.body.{unit}.body.{i}" for unit in range(3, 7) for i in (1, 5)]
-        assert not any(isinstance(m, (nn.Dropout, nn.Dropout2d)) for m in narrow.modules())
-        assert all(m.probability == 0.25 for m in narrow.modules() if isinstance(m, AlwaysDropout))
+        want = [f"decoder.body.{unit}.{place}.dropout" for unit in range(1, 5) for place in ("first", "second")]
+        assert self.drops(narrow) == want
+        assert {m.probability for m in narrow.modules() if isinstance(m, AlwaysDropout)} == {0.25}
+        assert not self.drops(built(width=0.05, decoder_dropout=0.0))
+
+    def test_v1s_encoder_drops_after_every_convolution_in_training_only(self) -> None:
+        encoder = built(width=0.05, encoder_dropout=0.25).encoder
+        convs = [name for name, m in encoder.named_modules() if isinstance(m, Conv)]
+        assert self.drops(encoder) == [name.replace("conv", "dropout") for name in convs]
+        assert len(convs) == 31
+        image = torch.randn(2, 1, 32, 32)
+        assert not torch.equal(encoder(image).high, encoder(image).high)
+        encoder.eval()
+        assert torch.equal(encoder(image).high, encoder(image).high)
 
     def test_every_other_network_repeats_itself_in_evaluation(self) -> None:
-        net = Sifa(width=0.05).eval()
+        net = built(width=0.05).eval()
         image = torch.randn(2, 1, 32, 32)
         for part in (net, net.generator, net.critic_t, net.critic_s):
             assert torch.equal(part(image), part(image))
+
+
+class TestNormSwitches:
+    def test_no_image_norm_leaves_convolutions_and_activations_only(self) -> None:
+        net = built(width=0.05, image_norm="none")
+        for name, part in net.named_children():
+            assert name == "encoder" or not any(isinstance(m, GroupNorm) for m in part.modules())
+        x = torch.randn(1, 1, 32, 32)
+        *weights, last = (m.weight for m in net.critic_t.modules() if isinstance(m, Conv))
+        want = x
+        for weight, stride in zip(weights, (2, 2, 2, 1), strict=True):
+            want = F.leaky_relu(F.conv2d(want, weight, stride=stride, padding=2), 0.2)
+        torch.testing.assert_close(net.critic_t(x), F.conv2d(want, last, padding=2))
+
+    @pytest.mark.parametrize(("name", "kind"), [("instance", InstanceNorm), ("group", GroupNorm)])
+    def test_an_encoder_of_instance_or_group_norm_is_the_same_in_training_and_evaluation(
+        self, name: str, kind: type[GroupNorm]
+    ) -> None:
+        encoder, image = built(width=0.125, encoder_norm=name).encoder, torch.randn(1, 1, 32, 32)
+        assert {type(m) for m in encoder.modules() if isinstance(m, (GroupNorm, BatchNorm))} == {kind}
+        assert torch.equal(encoder(image).high, encoder.eval()(image).high)
+        assert not list(encoder.buffers())
+
+    def test_statistics_per_domain_follow_their_own_images_in_every_layer(self) -> None:
+        net = built(width=0.125, encoder_norm="batch_per_domain")
+        norms = [m for m in net.encoder.modules() if isinstance(m, BatchNorm)]
+        assert len(norms) == 31
+        net.encoder(torch.randn(2, 1, 32, 32), "translated")
+        assert all(norm.translated_mean.any() and not norm.running_mean.any() for norm in norms)
+        kept = [norm.translated_mean.clone() for norm in norms]
+        net.encoder(torch.randn(2, 1, 32, 32), "target")
+        assert all(norm.running_mean.any() for norm in norms)
+        assert all(torch.equal(norm.translated_mean, mean) for norm, mean in zip(norms, kept, strict=True))
+        net.eval()
+        image = torch.randn(1, 1, 32, 32)
+        want = net.segmenter(net.encoder(image, "target"), (32, 32))
+        assert torch.equal(net(image), want), "inference is on targets"
+        assert not torch.equal(want, net.segmenter(net.encoder(image, "translated"), (32, 32)))
+
+    @pytest.mark.parametrize("statistics", ["stale", "fixed"])
+    def test_defects_of_batch_norm_reach_every_layer_of_the_encoder(self, statistics: str) -> None:
+        net = built(width=0.125, batch_statistics=statistics)
+        image = torch.randn(2, 1, 32, 32)
+        trained = net.encoder(image).high
+        assert all((buffer == (0 if "mean" in name else 1)).all() for name, buffer in net.named_buffers())
+        assert torch.equal(net.eval().encoder(image).high, trained) == (statistics == "fixed")
+
+    def test_joined_statistics_reach_every_batch_norm_unless_each_worker_keeps_its_own(self) -> None:
+        def total(x: Tensor) -> Tensor:
+            return x
+
+        for over, hooked in (("batch", True), ("worker", False)):
+            net = built(width=0.05, batch_norm_over=over)
+            net.join_statistics(total)
+            assert {m.total is total for m in net.modules() if isinstance(m, BatchNorm)} == {hooked}
 
 
 class TestOutputs:
@@ -380,13 +423,13 @@ class TestOutputs:
         assert torch.equal(decoder(torch.rand(1, 64, 4, 4), image), torch.tanh(image))
 
     def test_without_skip_they_do_not_see_it(self) -> None:
-        net, image = Sifa(width=0.125, skip=False), torch.randn(1, 1, 32, 32)
+        net, image = built(width=0.125, skip=False), torch.randn(1, 1, 32, 32)
         assert torch.equal(net.generator(image), torch.tanh(net.generator.body(image)))
         net.decoder.body[-1].weight.data.zero_()  # type: ignore[operator]
         assert not net.decoder(torch.rand(1, 64, 4, 4), image).any()
 
     def test_one_map_serves_all_slices_of_a_stack_and_critics_of_images_judge_the_middle_one(self) -> None:
-        net, stack = Sifa(channels=3, width=0.05), torch.randn(1, 3, 32, 32)
+        net, stack = built(channels=3, width=0.05), torch.randn(1, 3, 32, 32)
         added = torch.atanh(net.generator(stack).double()) - stack
         torch.testing.assert_close(added[:, 0], added[:, 2], atol=1e-4, rtol=0)
         changed = stack.clone()
@@ -398,7 +441,7 @@ class TestOutputs:
     def test_the_net_itself_is_inference(self, narrow: Sifa) -> None:
         narrow.eval()
         image = torch.randn(1, 1, 32, 32)
-        assert torch.equal(narrow(image), narrow.segmenter(narrow.encoder(image).high, (32, 32)))
+        assert torch.equal(narrow(image), narrow.segmenter(narrow.encoder(image), (32, 32)))
         narrow.train()
 
     def test_logits_are_resized_between_cell_centres_and_not_normalised(self) -> None:
@@ -406,7 +449,130 @@ class TestOutputs:
         segmenter.classify.weight.data.zero_()[1, 0] = 1
         features = torch.zeros(1, 5, 1, 2)
         features[0, 0, 0] = torch.tensor([0.0, 8.0])
-        logits = segmenter(features, (8, 16))
+        logits = segmenter(Features(features, features), (8, 16))
         assert not logits[:, 0].any()
         # Centres of the two cells lie at 3.5 and 11.5 in pixels: half a pixel in, and flat outside of them.
         assert logits[0, 1, 0].tolist() == pytest.approx([0] * 4 + [0.5 + i for i in range(8)] + [8] * 4)
+
+    def test_the_second_segmenter_reads_the_low_tap(self, narrow: Sifa) -> None:
+        assert narrow.segmenter_low is not None
+        features = Features(torch.full((1, 64, 4, 4), math.nan), torch.rand(1, 64, 4, 4))
+        assert narrow.segmenter_low(features, (32, 32)).isfinite().all()
+        assert narrow.segmenter(features, (32, 32)).isnan().all()
+
+
+class TestThinLines:
+    """`sifa.md` section 5: what a head can draw at best, whatever the features."""
+
+    @staticmethod
+    def dice(stride: HeadStride) -> float:
+        """Overlap with a 2 pixels wide oblique line, after a head and all that it reads were fitted to it."""
+        y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
+        line = ((x - 0.6 * y - 9.3).abs() < 1.17).long()[None]  # 2 pixels across: 1.17 = sqrt(1 + .6^2)
+        head = Segmenter(width=0.125, head_stride=stride)
+        shapes = ((64, 6), (64, 6), (8, 12), (4, 24))[: {8: 2, 4: 3, 2: 4}[stride]]
+        maps = [torch.randn(1, c, side, side).requires_grad_() for c, side in shapes]
+        adam = torch.optim.Adam([{"params": maps, "lr": 0.1}, {"params": head.parameters(), "lr": 0.01}])
+        for _ in range(200):
+            logits = head(Features(maps[0], maps[1], tuple(maps[2:])), (48, 48))
+            found = logits.softmax(1)[0, 1]
+            dice = 2 * (found * line[0]).sum() / (found.sum() + line.sum())
+            adam.zero_grad()
+            (F.cross_entropy(logits, line) - dice).backward()
+            adam.step()
+        hard = logits.argmax(1)
+        return float(2 * (hard * line).sum() / (hard.sum() + line.sum()))
+
+    def test_a_head_of_stride_eight_cannot_draw_them_and_finer_ones_can(self) -> None:
+        assert 0.5 < self.dice(8) < 0.7
+        assert 0.8 < self.dice(4) < 0.97
+        assert self.dice(2) > 0.98
+
+
+class TestPrecision:
+    """What bfloat16 and the memory format may change: by this much, and never the type of what leaves a network."""
+
+    @staticmethod
+    def images(net: Sifa, image: Tensor, features: Features | None = None) -> dict[str, Tensor]:
+        """Every network's output, on the encoder's own features unless others are given; random numbers repeat."""
+        torch.manual_seed(5)
+        assert net.segmenter_low is not None
+        assert net.critic_p_low is not None
+        own = net.encoder(image)
+        features = features or own
+        logits = net.segmenter(features, (32, 48))
+        return {
+            "G": net.generator(image),
+            "E": own.high,
+            "E low": own.low,
+            "U": net.decoder(features.high, image),
+            "C1": logits,
+            "C2": net.segmenter_low(features, (32, 48)),
+            "D_t": net.critic_t(image),
+            "D_s": net.critic_s(image),
+            "D_p1": net.critic_p(10 * logits),
+            "D_p2": net.critic_p_low(10 * logits),
+        }
+
+    @staticmethod
+    def net() -> Sifa:
+        """Weights large enough for every layer to be heard in the output."""
+        net = built(width=0.125, head_stride=4, channels=1)
+        for module in net.modules():
+            if isinstance(module, (Conv, Upsample)):
+                module.weight.data *= 4
+        return net
+
+    def test_bfloat16_autocast_stays_within_five_per_cent_of_float32_for_every_network(self) -> None:
+        net, image = self.net(), torch.rand(2, 1, 32, 48) * 2 - 1
+        features = net.encoder(image)
+        want = self.images(net, image, features)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = self.images(net, image, features)
+        for name, value in want.items():
+            assert (got[name].float() - value).norm() <= 0.05 * value.norm(), name
+            assert not torch.equal(got[name].float(), value), f"{name} was not computed in bfloat16"
+        narrow = {name for name, value in got.items() if value.dtype == torch.bfloat16}
+        assert narrow == {"E", "E low", "D_t", "D_s", "D_p1", "D_p2"}
+        assert {got[name].dtype for name in got.keys() - narrow} == {torch.float32}
+
+    def test_maps_stay_in_bfloat16_between_convolutions(self) -> None:
+        net, image = self.net(), torch.rand(2, 1, 32, 48)
+        types: dict[str, torch.dtype] = {}
+        for name, module in net.named_modules():
+            if isinstance(module, Tail):
+                module.register_forward_hook(lambda _m, _i, out, name=name: types.update({name: out.dtype}))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            self.images(net, image)
+        assert len(types) == sum(isinstance(m, Tail) for m in net.modules())
+        assert set(types.values()) == {torch.bfloat16}
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_channels_last_is_kept_through_every_layer(self, dtype: torch.dtype) -> None:
+        net, image = self.net().to(memory_format=LAST), torch.rand(2, 1, 32, 48)  # type: ignore[call-overload]
+        lost: list[str] = []
+
+        def look(name: str, out: Tensor) -> None:
+            if out.shape[1] > 1 and not out.is_contiguous(memory_format=LAST):
+                lost.append(name)
+
+        for name, module in net.named_modules():
+            if isinstance(module, (Conv, Upsample, Tail, Dropout)):
+                module.register_forward_hook(lambda _m, _i, out, name=name: look(name, out))  # type: ignore[misc]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            outputs = self.images(net, image)
+        assert lost == []
+        assert is_channels_last(outputs["E"])
+
+    def test_channels_last_gives_the_same_values_and_gradients_to_nine_digits_of_float64(self) -> None:
+        net, image = self.net().double(), (torch.rand(2, 1, 32, 48) * 2 - 1).double()
+        found = []
+        for memory in (torch.contiguous_format, LAST):
+            net.to(memory_format=memory)  # type: ignore[call-overload]
+            outputs = self.images(net, image)
+            loss = torch.stack([out.square().mean() for out in outputs.values()]).sum()
+            wanted = dict(net.named_parameters())
+            found.append(outputs | dict(zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True)))
+        for name, value in found[0].items():
+            other = found[1][name]
+            torch.testing.assert_close(other, value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")

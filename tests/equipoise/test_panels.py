@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from equipoise.batches import Cohort
+from equipoise.config import NetConfig
 from equipoise.nets import Sifa
 from equipoise.panels import COLOURS, ROWS, Panels, draw
 from equipoise.shelf import Slices
@@ -108,7 +109,7 @@ class TestDraw:
     @staticmethod
     def net() -> Sifa:
         torch.manual_seed(0)
-        return Sifa(width=0.0625).train()
+        return Sifa(NetConfig(width=0.0625)).train()
 
     def test_every_path_is_run_on_the_probe_slices(self, cohort: Cohort) -> None:
         drawn = draw(self.net(), cohort, 3)

@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 import torch
 
-from equipoise import checkpoint, train
+from equipoise import checkpoint
 from equipoise import record as module
 from equipoise.batches import Cohort
 from equipoise.checkpoint import State
 from equipoise.config import RunConfig
 from equipoise.monitor import Finding, Verdict
 from equipoise.record import Record, Row, recorded
-from equipoise.step import step
-from equipoise.train import Progress, fit
+from equipoise.step import Batch, Signals
+from equipoise.train import Progress, Run, fit
 from slicestore.errors import InputError
 
 CPU = torch.device("cpu")
@@ -266,11 +266,13 @@ class TestRecorded:
     def test_a_diverged_run_is_written_with_its_verdict(
         self, tmp_path: Path, tiny: RunConfig, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def poisoned(net: Any, *rest: Any) -> Any:
-            signals = step(net, *rest)
+        update = Run.update
+
+        def poisoned(run: Run, batch: Batch) -> Signals:
+            signals = update(run, batch)
             return signals | {"loss/cycle_t": signals["loss/cycle_t"] * math.inf}
 
-        monkeypatch.setattr(train, "step", poisoned)
+        monkeypatch.setattr(Run, "update", poisoned)
         list(recorded(tmp_path, tiny, cohort))
         record = Record(tmp_path)
         assert record.verdict is not None

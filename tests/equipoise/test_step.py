@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from equipoise.config import LossConfig, NetConfig, OptimConfig, RunConfig
 from equipoise.nets import Sifa
-from equipoise.nets.layers import AlwaysDropout
+from equipoise.players import Players
 from equipoise.pool import ImagePool
 from equipoise.ranks import Ranks
-from equipoise.step import Batch, Players, Pools, Signals, forward, step
+from equipoise.step import Batch, Pools, Signals, forward
+from equipoise.train import UPDATES, Run
 
 # Weights all different and none at its default, so that a term that takes another's weight is seen.
 WEIGHTS = LossConfig(
@@ -28,16 +29,18 @@ WEIGHTS = LossConfig(
     image_in_encoder=0.2, l2=0.0,
 )  # fmt: skip
 SEGMENTATION_SIGNALS = {
-    "loss/ce", "loss/dice", "loss/seg_low", "loss/adv_p", "loss/adv_p_low", "loss/adv_aux", "loss/segmentation",
+    "loss/ce", "loss/overlap", "loss/seg_low", "loss/adv_p", "loss/adv_p_low", "loss/adv_aux", "loss/segmentation",
 }  # fmt: skip
+
+
+def shape(classes: int = 2) -> NetConfig:
+    return NetConfig(classes=classes, width=0.0625, decoder_dropout=0.0)
 
 
 def make_net(classes: int = 2) -> Sifa:
     torch.manual_seed(0)
-    net = Sifa(classes=classes, width=0.0625).double().train()
+    net = Sifa(shape(classes)).double().train()
     for module in net.modules():
-        if isinstance(module, AlwaysDropout):
-            module.probability = 0.0
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.weight.data *= 5  # away from the start, where gradients into the encoder are nearly nothing
     return net
@@ -55,6 +58,9 @@ class Swap:
     def __init__(self, given_back: Tensor) -> None:
         self.given_back, self.seen = given_back, list[Tensor]()
 
+    def turn(self, batch: int, device: torch.device) -> None:
+        pass
+
     def __call__(self, batch: Tensor) -> Tensor:
         self.seen.append(batch)
         return self.given_back
@@ -65,12 +71,13 @@ def no_pools() -> Pools:
 
 
 def do(net: Sifa, config: RunConfig, batch: Batch, pools: Pools | None = None) -> tuple[Players, Signals]:
-    players = Players(net, config.optim, config.loss.l2)
-    return players, step(net, players, pools or no_pools(), batch, config, Ranks())
+    players, pools = Players(net, config), pools or no_pools()
+    pools.turn(batch)
+    return players, UPDATES[config.updates](net, players, pools, batch, config, Ranks(), torch.ones(()))
 
 
 def run(loss: LossConfig = WEIGHTS, classes: int = 2, lr: float = 2e-4) -> RunConfig:
-    return RunConfig(loss=loss, net=NetConfig(classes=classes), optim=OptimConfig(lr=lr))
+    return RunConfig(loss=loss, net=shape(classes), optim=OptimConfig(lr=lr))
 
 
 def gradients(loss: Tensor, net: nn.Module) -> list[Tensor]:
@@ -136,10 +143,10 @@ def overlap(logits: Tensor, label: Tensor) -> Tensor:
 
 def meaning(net: Sifa, b: Batch) -> Tensor:
     size = (32, 32)
-    main = overlap(net.segmenter(net.encoder(x_st(net, b)).high, size), b.label)
-    low = overlap(net.segmenter_low(net.encoder(x_st(net, b)).low, size), b.label)
-    p = fool(net.critic_p(net.segmenter(net.encoder(b.target).high, size)))
-    p_low = fool(net.critic_p_low(net.segmenter_low(net.encoder(b.target).low, size)))
+    main = overlap(net.segmenter(net.encoder(x_st(net, b)), size), b.label)
+    low = overlap(net.segmenter_low(net.encoder(x_st(net, b)), size), b.label)
+    p = fool(net.critic_p(net.segmenter(net.encoder(b.target), size)))
+    p_low = fool(net.critic_p_low(net.segmenter_low(net.encoder(b.target), size)))
     aux = fool(net.critic_s(x_ts(net, b))[:, 1:])
     return 0.9 * (main + 0.3 * low + 0.4 * p + 0.4 * 0.6 * p_low + 0.7 * aux)
 
@@ -205,29 +212,39 @@ class TestWhoMovesWhom:
             assert_same(applied(getattr(net, name)), gradients(loss, getattr(before, name)))
 
 
+PLAYERS = {
+    "generator": ("generator",),
+    "decoder": ("decoder",),
+    "segmenter": ("encoder", "segmenter", "segmenter_low"),
+    "critic_t": ("critic_t",),
+    "critic_s": ("critic_s",),
+    "critic_p": ("critic_p",),
+    "critic_p_low": ("critic_p_low",),
+}
+
+
 def test_every_weight_belongs_to_exactly_one_player() -> None:
     net = make_net()
-    players = Players(net, OptimConfig(), 0.0)
-    owned = [id(p) for player in (players.generators, players.segmenters, players.critics) for p in player.parameters]
+    players = Players(net, run())
+    owned = [id(p) for name in PLAYERS for p in players[name]]
     assert sorted(owned) == sorted(id(p) for p in net.parameters())
-    assert {id(p) for p in players.generators.parameters} == {
-        id(p) for part in (net.generator, net.decoder) for p in part.parameters()
-    }
-    assert {id(p) for p in players.segmenters.parameters} == {
-        id(p) for part in (net.encoder, net.segmenter, net.segmenter_low) for p in part.parameters()
-    }
+    for name, parts in PLAYERS.items():
+        assert {id(p) for p in players[name]} == {id(p) for part in parts for p in getattr(net, part).parameters()}
 
 
 def test_rates_and_momenta_are_those_of_the_paper() -> None:
     settings = OptimConfig(lr=1e-3, lr_critic_ratio=4.0, lr_segmenter_ratio=0.5, beta1=0.3, beta2=0.99)
-    players = Players(make_net(), settings, 0.25)
-    groups = [p.optimiser.param_groups[0] for p in (players.generators, players.segmenters, players.critics)]
-    assert [g["lr"] for g in groups] == pytest.approx([1e-3, 5e-4, 4e-3])
-    assert [g["betas"] for g in groups] == [(0.3, 0.99), (0.9, 0.99), (0.3, 0.99)]
-    assert [g["weight_decay"] for g in groups] == [0, 0.25, 0]
-    players.scale_rates(0.5)
-    players.scale_rates(0.1)  # of the initial rates, not of the last
-    assert [g["lr"] for g in groups] == pytest.approx([1e-4, 5e-5, 4e-4])
+    players = Players(make_net(), RunConfig(optim=settings, loss=LossConfig(l2=0.25)))
+    groups = {name: players.optimiser(name).param_groups[0] for name in PLAYERS}
+    rates = {"generator": 1e-3, "decoder": 1e-3, "segmenter": 5e-4} | dict.fromkeys(list(PLAYERS)[3:], 4e-3)
+    assert {n: g["lr"] for n, g in groups.items()} == pytest.approx(rates)
+    assert {n for n, g in groups.items() if g["betas"] == (0.9, 0.99)} == {"segmenter"}
+    assert {g["betas"] for n, g in groups.items() if n != "segmenter"} == {(0.3, 0.99)}
+    assert {n: g["weight_decay"] for n, g in groups.items() if g["weight_decay"]} == {"segmenter": 0.25}
+    players.set_rates(0.5, 0.25)
+    players.set_rates(0.1, 0.2)  # of the initial rates, not of the last
+    wanted = {n: rate * (0.2 if n == "segmenter" else 0.1) for n, rate in rates.items()}
+    assert {n: g["lr"] for n, g in groups.items()} == pytest.approx(wanted)
 
 
 def test_a_critic_at_rest_stays_at_rest_while_generators_and_segmenters_move() -> None:
@@ -307,8 +324,8 @@ class TestSignals:
                 "loss/adv_t": adv_t,
                 "loss/adv_s": adv_s,
                 "loss/generator": 7.0 * (cycle_s + cycle_t) + 1.3 * (adv_t + adv_s),
-                "loss/segmentation": overlap(before.segmenter(before.encoder(st).high, (32, 32)), batch.label),
-                "loss/seg_low": overlap(before.segmenter_low(before.encoder(st).low, (32, 32)), batch.label),
+                "loss/segmentation": overlap(before.segmenter(before.encoder(st), (32, 32)), batch.label),
+                "loss/seg_low": overlap(before.segmenter_low(before.encoder(st), (32, 32)), batch.label),
                 "loss/adv_aux": fool(before.critic_s(ts)[:, 1:]),
                 "critic/loss_t": tell(before.critic_t(batch.target), before.critic_t(st)),
             }
@@ -352,12 +369,13 @@ class TestSignals:
         assert signals["saturation/t"].item() == pytest.approx(share["tst"] - real_t, abs=1e-6)
         assert signals["saturation/s"].item() == pytest.approx(share["sts"] - real_s, abs=1e-6)
 
-    def test_gradient_norms_are_those_of_all_weights_of_a_player(self) -> None:
+    def test_gradient_norms_are_those_of_all_weights_of_a_side(self) -> None:
         net = make_net()
         players, signals = do(net, run(), make_batch())
-        for name, player in (("generator", players.generators), ("critic", players.critics)):
-            squares = sum(float(cast(Tensor, p.grad).square().sum()) for p in player.parameters)
-            assert signals[f"grad/{name}"].item() == pytest.approx(math.sqrt(squares), rel=1e-6)
+        sides = {"generator": ("generator", "decoder"), "segmenter": ("segmenter",), "critic": tuple(PLAYERS)[3:]}
+        for side, names in sides.items():
+            squares = sum(float(cast(Tensor, p.grad).square().sum()) for name in names for p in players[name])
+            assert signals[f"grad/{side}"].item() == pytest.approx(math.sqrt(squares), rel=1e-6)
 
     def test_a_nan_in_one_gradient_shows_in_its_players_norm(self) -> None:
         net = make_net()
@@ -407,13 +425,12 @@ class TestCycleGan:
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("game", ["lsgan", "ns", "hinge"])
 def test_every_game_trains_with_finite_signals(game: str, classes: int) -> None:
-    torch.manual_seed(0)
-    net = Sifa(classes=classes, width=0.0625).train()
-    config = run(LossConfig().at("adversarial", game), classes)
-    players, pools = Players(net, config.optim, config.loss.l2), Pools(ImagePool(1, 0), ImagePool(1, 1))
-    for seed in range(3):
-        source, label, target = make_batch(classes, seed)
-        signals = step(net, players, pools, Batch(source.float(), label, target.float()), config, Ranks())
+    config = run(LossConfig().at("adversarial", game), classes).at("pool", 1)
+    trained = Run.start(config, torch.device("cpu"), Ranks())
+    net = trained.net
+    for number in range(1, 4):
+        source, label, target = make_batch(classes, number)
+        signals = trained.advance(Batch(source.float(), label, target.float()), number)
         assert [n for n, v in signals.items() if not v.isfinite()] == []
     assert all(p.isfinite().all() for p in net.parameters())
 
@@ -434,7 +451,7 @@ def test_both_sides_play_the_game_that_is_asked_for(
     _, signals = do(net, run(LossConfig().at("adversarial", game)), batch)
     with torch.no_grad():
         st, ts = x_st(before, batch), x_ts(before, batch)
-        logits_t = before.segmenter(before.encoder(batch.target).high, (32, 32))
+        logits_t = before.segmenter(before.encoder(batch.target), (32, 32))
         want = {
             "loss/adv_t": generator(before.critic_t(st)),
             "loss/adv_s": generator(before.critic_s(ts)[:, :1]),

@@ -89,6 +89,25 @@ def test_preparing_tells_what_became_of_every_label(run: Run, folders: Path) -> 
     assert "john" not in told
 
 
+def test_brain_becomes_a_class_beside_the_vessels(run: Run, folders: Path) -> None:
+    line = ("prepare", folders / "b.zarr", "--source", folders / "tof", "--target", folders / "swi", "--mask", "vessel",
+            *SMALL, "--processes", 1, "--brain-class", 2)  # fmt: skip
+    code, told = run(*line)
+    assert code == 2
+    assert "tof/jane0.nii.gz: found no brain mask; brain_class needs the brain mask of every labelled" in told
+    assert not (folders / "b.zarr").exists()
+    for number in range(3):  # the targets have no label, and need none
+        image, label = head(number)
+        brain = np.zeros_like(label.voxels)
+        brain[:, 2:22, 2:18] = 1
+        put(Volume(brain, image.geometry), folders / "tof" / f"jane{number}_brain_mask.nii.gz")
+    code, told = run(*line)
+    assert code == 0, told
+    assert told.count("│ 1 │ 100.0% │ 1 → 1 │") == told.count("│ 2 (brain) │ 100.0% │ 1 → 1 │") == 3
+    assert f"{folders / 'b.zarr'}: 3 classes" in told
+    assert "brain_class 2" in run("store", "info", folders / "b.zarr")[1]
+
+
 def test_preparing_again_keeps_all(run: Run, folders: Path) -> None:
     store, _ = prepared(run, folders)
     before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}

@@ -15,11 +15,12 @@ from torch import Tensor
 from equipoise import checkpoint, train
 from equipoise.batches import Cohort
 from equipoise.checkpoint import State
-from equipoise.config import RunConfig
-from equipoise.nets import Sifa
+from equipoise.config import DEFECTS, PRESETS, RunConfig
+from equipoise.config_base import Leaf
 from equipoise.ranks import Ranks
-from equipoise.step import Batch, Players, Pools, Signals, step
-from equipoise.train import Progress, fit, rate_factor
+from equipoise.step import Batch, Signals
+from equipoise.train import Progress, Run, fit
+from slicestore.errors import InputError
 
 CPU = torch.device("cpu")
 QUALITY = {"quality/translated_dice", "quality/target_dice"}
@@ -167,21 +168,13 @@ class TestBlocks:
             assert block.signals == pytest.approx({n: sum(p[n] for p in parts) / 3 for n in parts[0]}, rel=1e-5)
 
     def test_a_last_block_may_be_shorter(self, cohort: Cohort, tiny: RunConfig, monkeypatch: Any) -> None:
-        monkeypatch.setattr(train, "step", lambda net, *_: {"loss/x": torch.zeros(())})
+        monkeypatch.setattr(Run, "update", lambda run, batch: {"loss/x": torch.zeros(())})
         monkeypatch.setattr(train, "watched", lambda _: {"loss/x": 2.0})
         steps = [p.step for p in fit(tiny.at("steps", 802), cohort)]
         assert steps[-2:] == [800, 802]
 
 
 class TestRates:
-    def test_constant_is_1_throughout(self, tiny: RunConfig) -> None:
-        assert [rate_factor(tiny, n) for n in (1, 5, 8)] == [1, 1, 1]
-
-    def test_linear_half_falls_over_the_second_half_and_never_to_0(self, tiny: RunConfig) -> None:
-        config = tiny.at("optim.schedule", "linear_half")
-        assert [rate_factor(config, n) for n in range(1, 9)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
-        assert [rate_factor(config.at("steps", 1), n) for n in (1,)] == [1]
-
     def test_every_player_trains_at_its_own_rate_times_the_factor(self, tiny: RunConfig, cohort: Cohort) -> None:
         config = (
             tiny.at("optim.schedule", "linear_half")
@@ -192,21 +185,22 @@ class TestRates:
             *_, last = fit(config, cohort, resume=resume)
             players = last.state().shared["players"]
             rates = {name: player["param_groups"][0]["lr"] for name, player in players.items()}
-            assert rates == pytest.approx({"generators": 2.5e-4, "segmenters": 7.5e-4, "critics": 5e-4})
+            critics = dict.fromkeys(("critic_t", "critic_s", "critic_p", "critic_p_low"), 5e-4)
+            assert rates == pytest.approx({"generator": 2.5e-4, "decoder": 2.5e-4, "segmenter": 7.5e-4, **critics})
 
 
 class TestDivergence:
     @staticmethod
     def plant(monkeypatch: pytest.MonkeyPatch, at: int, value: float = math.nan) -> None:
         """Poison one weight of G just before step `at`."""
-        steps = itertools.count(1)
+        steps, update = itertools.count(1), Run.update
 
-        def poisoned(net: Sifa, players: Players, pools: Pools, batch: Batch, *rest: Any) -> Signals:
+        def poisoned(run: Run, batch: Batch) -> Signals:
             if next(steps) == at:
-                next(iter(net.generator.parameters())).data[0, 0, 0, 0] = value
-            return step(net, players, pools, batch, *rest)
+                next(iter(run.net.generator.parameters())).data[0, 0, 0, 0] = value
+            return update(run, batch)
 
-        monkeypatch.setattr(train, "step", poisoned)
+        monkeypatch.setattr(Run, "update", poisoned)
 
     @pytest.mark.parametrize("at", [1, 3, 8])
     @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -238,14 +232,14 @@ class TestDivergence:
     def test_a_gradient_that_is_no_number_is_found_at_its_step_though_the_losses_are_finite(
         self, tiny: RunConfig, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        steps = itertools.count(1)
+        steps, update = itertools.count(1), Run.update
 
-        def poisoned(net: Sifa, *rest: Any) -> Signals:
+        def poisoned(run: Run, batch: Batch) -> Signals:
             if next(steps) == 2:
-                next(iter(net.critic_p.parameters())).register_hook(lambda gradient: gradient * math.nan)
-            return step(net, *rest)
+                next(iter(run.net.critic_p.parameters())).register_hook(lambda gradient: gradient * math.nan)
+            return update(run, batch)
 
-        monkeypatch.setattr(train, "step", poisoned)
+        monkeypatch.setattr(Run, "update", poisoned)
         *_, last = fit(tiny, cohort)
         assert last.verdict is not None
         (finding,) = last.verdict.findings
@@ -258,6 +252,89 @@ class TestDivergence:
         *_, last = fit(tiny, cohort)
         monkeypatch.undo()
         assert all(p.step == 3 for p in fit(tiny, cohort, resume=last.state()))
+
+
+class TestMemory:
+    """A device that holds `most` slices a step."""
+
+    @staticmethod
+    def fill(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        update = Run.update
+
+        def limited(run: Run, batch: Batch) -> Signals:
+            if len(batch.source) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return update(run, batch)
+
+        monkeypatch.setattr(Run, "update", limited)
+
+    @pytest.mark.parametrize(("most", "fits"), [(5, 4), (2, 2)])
+    def test_too_large_a_batch_is_told_with_one_that_fits(
+        self, tiny: RunConfig, cohort: Cohort, monkeypatch: pytest.MonkeyPatch, most: int, fits: int
+    ) -> None:
+        self.fill(monkeypatch, most)
+        with pytest.raises(InputError, match="8 slices") as error:
+            list(fit(tiny.at("batch", 8), cohort))
+        assert f"set batch to {fits}" in error.value.remedy
+
+    def test_where_not_even_the_smallest_fits_that_is_said(
+        self, tiny: RunConfig, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.fill(monkeypatch, 1)
+        with pytest.raises(InputError) as error:
+            list(fit(tiny, cohort))
+        assert "set batch" not in error.value.remedy
+        assert "bfloat16" in error.value.remedy
+
+    def test_another_error_is_left_alone(
+        self, tiny: RunConfig, cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(run: Run, batch: Batch) -> Signals:
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(Run, "update", broken)
+        with pytest.raises(RuntimeError, match="a bug"):
+            list(fit(tiny, cohort))
+
+
+@pytest.mark.parametrize("updates", ["fused", "sequential"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_in_either_schedule(updates: str, preset: str, tiny: RunConfig, store: Any) -> None:
+    config = PRESETS[preset].at("updates", updates).at("steps", 2).at("batch", 2).at("evaluations", 1)
+    config = config.at("net.width", 0.0625).at("data.cohort", store.fingerprint)
+    *_, last = fit(config, Cohort(store, config, CPU))
+    assert last.verdict is not None
+    assert last.verdict.kind == "stable"
+    assert all(math.isfinite(value) for value in last.signals.values())
+    assert ("loss/seg_low" in last.signals) == config.net.low
+
+
+SWITCHES: dict[str, dict[str, Leaf]] = {
+    "no C2": {"net.low": False},
+    "finer head": {"net.head_stride": 2},
+    "norms by domain": {"net.encoder_norm": "batch_per_domain"},
+    "group norm": {"net.encoder_norm": "group"},
+    "softmax seen": {"loss.critic_p_sees": "softmax"},
+    "vessel losses": {"loss.overlap": "focal_tversky", "loss.cross_entropy": "balanced", "loss.cldice": 0.5},
+    "other targets": {"loss.lsgan_fake": -1.0, "loss.lsgan_wanted": 0.0},
+    "pool of images": {"pool_by": "image"},
+    "critics with biases": {"net.critic_bias": True},
+} | {name: dict([setting]) for name, setting in DEFECTS.items() if setting[0].startswith("net.")}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_every_switch_trains_and_continues_bit_for_bit(switch: str, tiny: RunConfig, cohort: Cohort) -> None:
+    config = tiny.at("steps", 4)
+    for path, value in SWITCHES[switch].items():
+        config = config.at(path, value)
+    whole = list(fit(config, cohort))
+    resumed = list(fit(config, cohort, resume=stopped(config, cohort, 2)))
+    assert [p.signals for p in resumed] == [p.signals for p in whole[2:]]
+    assert all(math.isfinite(v) for p in whole for v in p.signals.values())
+    plain = list(fit(tiny.at("steps", 4), cohort))
+    ours, theirs = whole[-1].state().shared["net"], plain[-1].state().shared["net"]
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not same or whole[0].signals != plain[0].signals, "the switch changes something"
 
 
 def test_three_classes_train_too(store_of_three: Any, tiny: RunConfig) -> None:

@@ -80,6 +80,8 @@ def test_the_fingerprint_depends_on_every_setting_and_on_nothing_else() -> None:
         Preprocessing(join=False),
         Preprocessing(bias_field=True),
         Preprocessing(strip=True),
+        Preprocessing(brain_class=2),
+        Preprocessing(brain_class=3),
         PRESETS["seed2022"],
     ]
     assert len({config.fingerprint for config in variants}) == len(variants)

@@ -261,6 +261,19 @@ def test_a_slice_can_be_put_in_the_patient_by_the_attributes_alone(original: Sto
     assert first == pytest.approx([o + 0.25 for o in raw.geometry.origin_mm[:2]])
 
 
+@pytest.mark.parametrize(("setting", "value"), [("size", 60), ("brain_class", 1)])
+def test_a_store_made_elsewhere_with_settings_that_cannot_be_is_refused_by_name(
+    store: Store, setting: str, value: int
+) -> None:
+    manifest = json.loads((Path(store.path) / "manifest.json").read_text())
+    manifest["preprocessing"][setting] = value
+    (Path(store.path) / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        InputError, match=rf"cohort\.zarr/manifest\.json: found preprocessing\.{setting} {value}; .* new"
+    ):
+        Store.open(store.path)
+
+
 def test_viewers_find_ome_zarr_metadata_where_slices_are_contiguous(original: Store) -> None:
     entry = original.entries[0]
     group = zarr.open_group(original.path / entry.group, mode="r")

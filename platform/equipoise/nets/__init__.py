@@ -1,19 +1,24 @@
-"""The networks of SIFA v2 (Chen et al., IEEE TMI 2020), one a file, and `Sifa`, which owns one of each.
+"""The networks of SIFA, v2 (Chen et al., IEEE TMI 2020) and v1 (AAAI 2019), one a file, and `Sifa`, which owns them.
 
 Knows which networks there are and what each is built with; must not know how they are trained.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
+from equipoise.config import NetConfig
 from equipoise.nets.critic import Critic
 from equipoise.nets.decoder import Decoder
 from equipoise.nets.encoder import Encoder, Features
 from equipoise.nets.generator import Generator
+from equipoise.nets.layers import compile_tails, initialise_glorot
+from equipoise.nets.norms import BatchNorm, Domain
 from equipoise.nets.segmenter import Segmenter
 
-__all__ = ["Critic", "Decoder", "Encoder", "Features", "Generator", "Segmenter", "Sifa"]
+__all__ = ["Critic", "Decoder", "Domain", "Encoder", "Features", "Generator", "Segmenter", "Sifa"]
 
 
 class Sifa(nn.Module):
@@ -22,51 +27,67 @@ class Sifa(nn.Module):
     | symbol | attribute     | maps                                                              |
     |--------|---------------|-------------------------------------------------------------------|
     | G      | generator     | x_s -> x_st; x_ts -> x_tst                                         |
-    | E      | encoder       | x_t, x_st -> Features(high, low)                                   |
+    | E      | encoder       | x_t, x_st -> Features(high, low, fine)                             |
     | U      | decoder       | E(x_t).high, x_t -> x_ts; E(x_st).high, x_st -> x_sts              |
-    | C1     | segmenter     | Features.high, (H, W) -> logits                                    |
-    | C2     | segmenter_low | Features.low, (H, W) -> logits                                     |
+    | C1     | segmenter     | Features, (H, W) -> logits; reads .high, and .fine if told         |
+    | C2     | segmenter_low | Features, (H, W) -> logits; reads .low. None in v1                 |
     | D_t    | critic_t      | x_t, x_st -> patch logits                                          |
     | D_s    | critic_s      | x_s, x_ts, x_sts -> patch logits: [:, :1] source or translated, [:, 1:] auxiliary |
     | D_p1   | critic_p      | logits of C1 -> patch logits                                       |
-    | D_p2   | critic_p_low  | logits of C2 -> patch logits                                       |
+    | D_p2   | critic_p_low  | logits of C2 -> patch logits. None in v1                           |
 
     Images are (B, channels, H, W) in [-1, 1]. Three channels are neighbouring slices: G and U add one map to all of
     them, and D_t and D_s judge the middle one.
     """
 
-    def __init__(self, *, classes: int = 2, channels: int = 1, width: float = 1.0, skip: bool = True) -> None:
-        """Draw initial weights from torch's global generator.
-
-        Args:
-            classes: classes of the segmenters, background included.
-            channels: slices in an image, an odd number.
-            width: factor on every hidden channel count; 1 is the published network.
-            skip: whether G and U add their input image before the last tanh.
-
-        Raises:
-            ValueError: fewer than two classes, an even number of channels, or a width that is not positive.
-        """
+    def __init__(self, config: NetConfig = NetConfig()) -> None:  # noqa: B008 - frozen
+        """Draw initial weights from torch's global generator."""
         super().__init__()
-        if classes < 2:
-            raise ValueError(f"classes {classes} must be at least 2: background and one structure")
-        if channels < 1 or channels % 2 == 0:
-            raise ValueError(f"channels {channels} must be odd: critics judge the middle slice; 1 or 3, for example")
-        if not width > 0:
-            raise ValueError(f"width {width} must be positive; 1 is the published network")
-        self.generator = Generator(channels=channels, width=width, skip=skip)
-        self.encoder = Encoder(channels=channels, width=width)
-        self.decoder = Decoder(width=width, skip=skip)
-        self.segmenter = Segmenter(classes=classes, width=width)
-        self.segmenter_low = Segmenter(classes=classes, width=width)
-        self.critic_t = Critic(1, 1, width=width, stack=channels)
-        self.critic_s = Critic(1, 2, width=width, stack=channels)
-        self.critic_p = Critic(classes, 1, width=width)
-        self.critic_p_low = Critic(classes, 1, width=width)
+        classes, channels, width = config.classes, config.channels, config.width
+        norm, bias, stride = config.image_norm, config.critic_bias, config.head_stride
+        self.batch_norm_over = config.batch_norm_over
+        self.generator = Generator(channels=channels, width=width, skip=config.skip, norm=norm)
+        self.encoder = Encoder(
+            channels=channels,
+            width=width,
+            norm=config.encoder_norm,
+            statistics=config.batch_statistics,
+            dropout=config.encoder_dropout,
+            head_stride=stride,
+        )
+        self.decoder = Decoder(
+            width=width,
+            skip=config.skip,
+            norm=norm,
+            dropout=config.decoder_dropout,
+            dropout_always=config.decoder_dropout_always,
+        )
+        self.segmenter = Segmenter(classes=classes, width=width, head_stride=stride)
+        self.segmenter_low = Segmenter(classes=classes, width=width, tap="low") if config.low else None
+        self.critic_t = Critic(1, 1, width=width, stack=channels, norm=norm, bias=bias)
+        self.critic_s = Critic(1, 2, width=width, stack=channels, norm=norm, bias=bias)
+        self.critic_p = Critic(classes, 1, width=width, norm=norm, bias=bias)
+        self.critic_p_low = Critic(classes, 1, width=width, norm=norm, bias=bias) if config.low else None
+        if config.initial == "glorot":
+            initialise_glorot(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Inference, C1(E(x_t)): target images (B, channels, H, W) -> logits (B, classes, H, W)."""
-        features: Features = self.encoder(image)
         height, width = image.shape[-2:]
-        logits: Tensor = self.segmenter(features.high, (height, width))
+        logits: Tensor = self.segmenter(self.encoder(image), (height, width))
         return logits
+
+    def join_statistics(self, total: Callable[[Tensor], Tensor]) -> None:
+        """Take batch norm's statistics over all workers' slices, unless the configuration wants each worker's own.
+
+        Args:
+            total: the sum of a tensor over all workers; on the way back it sums gradients over them too.
+        """
+        if self.batch_norm_over == "batch":
+            for module in self.modules():
+                if isinstance(module, BatchNorm):
+                    module.total = total
+
+    def compile_tails(self) -> None:
+        """Compile what lies between convolutions; see `layers.compile_tails`."""
+        compile_tails(self)

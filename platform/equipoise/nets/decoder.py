@@ -1,7 +1,7 @@
 """U, the decoder: the encoder's features -> an image in the source's style.
 
-Knows its own layers; must not know the encoder beyond the shape of its features. Its dropout never stops: see
-`layers.AlwaysDropout`.
+Knows its own layers; must not know the encoder beyond the shape of its features. Its dropout never stops, unless told:
+see `layers.AlwaysDropout`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from equipoise.nets.layers import Conv, InstanceNorm, Residual, Upsample, scaled, unit
+from equipoise.config import ImageNorm
+from equipoise.nets.layers import AlwaysDropout, Conv, Dropout, Residual, ToMap, Unit, Upsample, scaled
+from equipoise.nets.norms import image_norm
 
 SIGMA = 0.02
 SIGMA_RESIDUAL = 0.01
-DROPOUT = 0.25  # the reference keeps 0.75
 
 
 class Decoder(nn.Module):
@@ -27,23 +28,37 @@ class Decoder(nn.Module):
     With `skip` the output is tanh(image + body), else tanh(body).
     """
 
-    def __init__(self, *, width: float = 1.0, skip: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        width: float = 1.0,
+        skip: bool = True,
+        norm: ImageNorm = "instance",
+        dropout: float = 0.25,
+        dropout_always: bool = True,
+    ) -> None:
         super().__init__()
-        self.skip = skip
+        self.skip, norms = skip, image_norm(norm)
         c32, c64, c128, c512 = (scaled(c, width) for c in (32, 64, 128, 512))
+        kind = AlwaysDropout if dropout_always else Dropout
+
+        def residual() -> Residual:
+            return Residual(c128, c128, norms, sigma=SIGMA_RESIDUAL, dropout=kind(dropout) if dropout else None)
+
         self.body = nn.Sequential(
-            *unit(Conv(c512, c128, 3, sigma=SIGMA), InstanceNorm(c128)),  # (B, 128, H/8, W/8)
-            *(Residual(c128, c128, InstanceNorm, sigma=SIGMA_RESIDUAL, dropout=DROPOUT) for _ in range(4)),
-            *unit(Upsample(c128, c64, sigma=SIGMA), InstanceNorm(c64)),  # (B, 64, H/4, W/4)
-            *unit(Upsample(c64, c64, sigma=SIGMA), InstanceNorm(c64)),  # (B, 64, H/2, W/2)
-            *unit(Upsample(c64, c32, sigma=SIGMA), InstanceNorm(c32)),  # (B, 32, H, W)
-            Conv(c32, 1, 7, sigma=SIGMA),  # (B, 1, H, W)
+            Unit(Conv(c512, c128, 3, sigma=SIGMA), norms(c128)),  # (B, 128, H/8, W/8)
+            *(residual() for _ in range(4)),
+            Unit(Upsample(c128, c64, sigma=SIGMA), norms(c64)),  # (B, 64, H/4, W/4)
+            Unit(Upsample(c64, c64, sigma=SIGMA), norms(c64)),  # (B, 64, H/2, W/2)
+            Unit(Upsample(c64, c32, sigma=SIGMA), norms(c32)),  # (B, 32, H, W)
+            ToMap(c32, 7, sigma=SIGMA),  # (B, 1, H, W)
         )
 
     def forward(self, features: Tensor, image: Tensor) -> Tensor:
         """Features.high (B, 512, H/8, W/8) and the image it was read from (B, channels, H, W) -> the latter's shape.
 
-        Two calls differ by their dropout, in `eval()` too; fix torch's global seed to repeat one.
+        Float32 under autocast too. Two calls differ by their dropout, in `eval()` too where it acts always; fix torch's
+        global seed to repeat one.
         """
-        out: Tensor = self.body(features)  # (B, 1, H, W)
+        out: Tensor = self.body(features).to(image.dtype)  # (B, 1, H, W)
         return torch.tanh(image + out) if self.skip else torch.tanh(out).expand_as(image)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from equipoise.nets.layers import Conv, InstanceNorm, Residual, Upsample, check_size, scaled, unit
+from equipoise.config import ImageNorm
+from equipoise.nets.layers import Conv, Residual, ToMap, Unit, Upsample, check_size, scaled
+from equipoise.nets.norms import image_norm
 
 SIGMA = 0.02
 
@@ -25,22 +27,24 @@ class Generator(nn.Module):
     Every convolution has a bias, though those before an instance norm change nothing: so has the reference.
     """
 
-    def __init__(self, *, channels: int = 1, width: float = 1.0, skip: bool = True) -> None:
+    def __init__(
+        self, *, channels: int = 1, width: float = 1.0, skip: bool = True, norm: ImageNorm = "instance"
+    ) -> None:
         super().__init__()
-        self.skip = skip
+        self.skip, norms = skip, image_norm(norm)
         c32, c64, c128 = (scaled(c, width) for c in (32, 64, 128))
         self.body = nn.Sequential(
-            *unit(Conv(channels, c32, 7, sigma=SIGMA, bias=True), InstanceNorm(c32)),  # (B, 32, H, W)
-            *unit(Conv(c32, c64, 3, sigma=SIGMA, bias=True, stride=2), InstanceNorm(c64)),  # (B, 64, H/2, W/2)
-            *unit(Conv(c64, c128, 3, sigma=SIGMA, bias=True, stride=2), InstanceNorm(c128)),  # (B, 128, H/4, W/4)
-            *(Residual(c128, c128, InstanceNorm, sigma=SIGMA, bias=True) for _ in range(9)),
-            *unit(Upsample(c128, c64, sigma=SIGMA), InstanceNorm(c64)),  # (B, 64, H/2, W/2)
-            *unit(Upsample(c64, c32, sigma=SIGMA), InstanceNorm(c32)),  # (B, 32, H, W)
-            Conv(c32, 1, 7, sigma=SIGMA, bias=True),  # (B, 1, H, W)
+            Unit(Conv(channels, c32, 7, sigma=SIGMA, bias=True), norms(c32)),  # (B, 32, H, W)
+            Unit(Conv(c32, c64, 3, sigma=SIGMA, bias=True, stride=2), norms(c64)),  # (B, 64, H/2, W/2)
+            Unit(Conv(c64, c128, 3, sigma=SIGMA, bias=True, stride=2), norms(c128)),  # (B, 128, H/4, W/4)
+            *(Residual(c128, c128, norms, sigma=SIGMA, bias=True) for _ in range(9)),
+            Unit(Upsample(c128, c64, sigma=SIGMA), norms(c64)),  # (B, 64, H/2, W/2)
+            Unit(Upsample(c64, c32, sigma=SIGMA), norms(c32)),  # (B, 32, H, W)
+            ToMap(c32, 7, sigma=SIGMA, bias=True),  # (B, 1, H, W)
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, channels, H, W) -> the same shape, in (-1, 1).
+        """(B, channels, H, W) -> the same shape, in (-1, 1), float32 under autocast too.
 
         The one output map serves all channels of a stack of neighbouring slices.
 
@@ -48,5 +52,5 @@ class Generator(nn.Module):
             ValueError: H or W is not a multiple of 8.
         """
         check_size(image)
-        out: Tensor = self.body(image)  # (B, 1, H, W)
+        out: Tensor = self.body(image).to(image.dtype)  # (B, 1, H, W)
         return torch.tanh(image + out) if self.skip else torch.tanh(out).expand_as(image)

@@ -1,19 +1,25 @@
-"""Units that the networks share: convolutions, norms, dropout, the residual unit.
+"""Units that the networks share: convolutions, dropout, what follows a convolution, the residual unit.
 
-Knows how the reference's TensorFlow layers pad, normalise and start; must not know which network uses them or what for.
-Feature maps are (batch, channel, y, x).
+Knows how the reference's TensorFlow layers pad, start and follow one another; must not know which network uses them or
+what for. Feature maps are (batch, channel, y, x).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
+import torch
+import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.nets.norms import Domain, Maker, is_channels_last
+
 DIVISOR = 8
 """Both sides of every image must be a multiple of this: the encoder halves them three times and nothing pads."""
+
+MOST_VARIANTS = 256
+"""Compiled variants of a tail: shapes, training or evaluation, with or without gradients. Torch's own limit is 8."""
 
 
 def scaled(channels: int, width: float) -> int:
@@ -53,6 +59,18 @@ def initialise(conv: nn.Conv2d | nn.ConvTranspose2d, sigma: float) -> None:
         nn.init.zeros_(conv.bias)
 
 
+def initialise_glorot(net: nn.Module) -> None:
+    """Draw all weights of `net`'s convolutions anew, uniform within sqrt(6 / (fan in + fan out)), and zero the biases.
+
+    Glorot and Bengio, AISTATS 2010; the default of Keras.
+    """
+    for conv in net.modules():
+        if isinstance(conv, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(conv.weight)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+
 class Conv(nn.Conv2d):
     """Convolution over zero padding, "SAME" as in TensorFlow unless `padding` says how many zeros each side gets."""
 
@@ -86,6 +104,29 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
 
+class ToMap(Conv):
+    """Wide convolution to a single channel, on sides that 4 divides.
+
+    As it stands this starves matrix units, which want 8 output channels or more. Here every 4 x 4 block of output
+    pixels is one pixel of 16 channels, each with the kernel at its own offset: the same sum for each pixel, in a third
+    of the time on a CPU.
+    """
+
+    BLOCK = 4
+
+    def __init__(self, inputs: int, kernel: int, *, sigma: float, bias: bool = False) -> None:
+        super().__init__(inputs, 1, kernel, sigma=sigma, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, y, x) -> (B, 1, y, x)."""
+        n = self.BLOCK
+        offsets = [(row, column) for row in range(n) for column in range(n)]
+        kernels = [F.pad(self.weight[0], (c, n - 1 - c, r, n - 1 - r)) for r, c in offsets]
+        bias = None if self.bias is None else self.bias.expand(n * n)
+        blocks = F.conv2d(x, torch.stack(kernels), bias, stride=n, padding=self.kernel_size[0] // 2)
+        return F.pixel_shuffle(blocks, n)
+
+
 class Upsample(nn.ConvTranspose2d):
     """Transposed 3x3 convolution of stride 2, with bias: the adjoint of `Conv(..., 3, stride=2)`; hence the crop."""
 
@@ -99,87 +140,133 @@ class Upsample(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, inputs, y, x) -> (B, outputs, 2 y, 2 x)."""
+        if is_channels_last(x):
+            # A row and a column of zeros before the kernel shift the output by a pixel, so that `padding` crops it.
+            # The view below has gaps, from which every later layer would make a copy.
+            kernel = F.pad(self.weight, (1, 0, 1, 0))
+            return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
         full = super().forward(x, output_size)  # (B, outputs, 2 y + 1, 2 x + 1)
         return full[:, :, :-1, :-1]
 
 
-class InstanceNorm(nn.GroupNorm):
-    """Affine instance norm, the same in training and evaluation.
-
-    A group norm of one channel a group is the same function; on CPUs it takes under half of `nn.InstanceNorm2d`'s time.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, eps=1e-6)
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Affine batch norm as in the reference: decay 0.90, which is PyTorch's momentum 0.1, and a large epsilon."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-3, momentum=0.1)
-
-
-def unit(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, ...]:
-    """Follow a convolution by its norm and a ReLU, to be unpacked into a `Sequential`."""
-    return conv, norm, nn.ReLU(inplace=True)
-
-
-class AlwaysDropout(nn.Module):
-    """Dropout that ignores `eval()`.
-
-    The reference feeds its decoder a constant keep probability, so x_ts, x_sts and x_tst are noisy at test time too.
-    `nn.Dropout` would fall silent there, and the probe's images would come from another decoder than the critic met.
-    """
+class Dropout(nn.Module):
+    """Zero each value with `probability`, in training, from torch's global generator; scale the rest up for it."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zero each value with `probability`, from torch's global generator; scale the rest so that the mean stays."""
-        return F.dropout(x, self.probability, training=True)
+        """The same shape, type and memory format. What is dropped depends on the shape and the random state alone."""
+        return self._dropped(x) if self.training else x
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        # As `F.dropout` does on a CPU in float32. In channels-last that would drop other values; in bfloat16 it would
+        # draw four times slower, and round the scale of 4/3 to 1.336.
+        keep, wide = 1 - self.probability, torch.promote_types(x.dtype, torch.float32)
+        noise = torch.empty(x.shape, dtype=wide, device=x.device).bernoulli_(keep).div_(keep)
+        return (x * noise).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show the probability in `print(net)`."""
         return f"probability={self.probability}"
 
 
-class Residual(nn.Module):
-    """relu(shortcut + norm(conv(relu(norm(conv(x)))))), 3x3 kernels; always-on dropout after each convolution if asked.
+class AlwaysDropout(Dropout):
+    """Dropout that ignores `eval()`.
 
-    Where the unit adds channels its shortcut is padded with zero channels, equally before and after (an odd one
-    after): the reference has no 1x1 projection.
+    The reference feeds its decoder a constant keep probability, so x_ts, x_sts and x_tst are noisy at test time too.
+    Plain dropout would fall silent there, and the probe's images would come from another decoder than the critic met.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in training, always."""
+        return self._dropped(x)
+
+
+class Tail(nn.Module):
+    """What follows a convolution: norm, sum with a shortcut, leaky ReLU; one kernel where it is compiled.
+
+    Convolutions stay outside, so that autograd sees them one by one: the step asks for some of their gradients at a
+    time, and the backward of a compiled network would compute all of them each time. So does dropout, which compiled
+    code would draw from another stream.
+    """
+
+    def __init__(self, norm: nn.Module | None, slope: float = 0.0) -> None:
+        super().__init__()
+        self.norm, self.slope = norm, slope
+
+    def forward(self, x: Tensor, domain: Domain = "target", shortcut: Tensor | None = None) -> Tensor:
+        """Normalise (B, C, y, x), add a shortcut of as many channels or fewer, and rectify; may overwrite `x`.
+
+        A narrower shortcut is padded with zero channels, equally before and after (an odd one after).
+        """
+        if self.norm is not None:
+            x = self.norm(x, domain)
+        if shortcut is not None:
+            missing = x.shape[1] - shortcut.shape[1]
+            x = x + (F.pad(shortcut, (0, 0, 0, 0, missing // 2, missing - missing // 2)) if missing else shortcut)
+        return F.leaky_relu_(x, self.slope) if self.slope else F.relu_(x)
+
+
+def compile_tails(net: nn.Module) -> None:
+    """Compile every tail of `net`; each shape is compiled when it is first met. Numbers change by rounding only.
+
+    Needs a C++ compiler.
+    """
+    # Compiled backwards else overwrite what they saved, and the step goes twice through some of its graph.
+    torch._functorch.config.donated_buffer = False
+    for module in net.modules():
+        if isinstance(module, Tail):
+            module.compile(dynamic=False, recompile_limit=MOST_VARIANTS)
+
+
+class Unit(nn.Module):
+    """Convolution, dropout if any, norm, activation: the reference's order. `slope` is that of a leaky ReLU."""
+
+    def __init__(
+        self, conv: Conv | Upsample, norm: nn.Module | None, *, dropout: Dropout | None = None, slope: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.conv, self.dropout, self.tail = conv, dropout, Tail(norm, slope)
+
+    def forward(self, x: Tensor, domain: Domain = "target", shortcut: Tensor | None = None) -> Tensor:
+        """(B, inputs, y, x) -> (B, outputs, y, x) over the convolution's stride; a shortcut is added after the norm."""
+        x = self.conv(x)
+        if self.dropout is not None:
+            x = self.dropout(x)
+        out: Tensor = self.tail(x, domain, shortcut)
+        return out
+
+
+class Residual(nn.Module):
+    """relu(shortcut + norm(conv(relu(norm(conv(x)))))), 3x3 kernels; dropout after each convolution if asked.
+
+    Where the unit adds channels its shortcut is padded with zero channels: the reference has no 1x1 projection.
     """
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
-        norm: Callable[[int], nn.Module],
+        norm: Maker,
         *,
         sigma: float,
         bias: bool = False,
         dilation: int = 1,
-        dropout: float = 0.0,
+        dropout: Dropout | None = None,
     ) -> None:
         super().__init__()
         if outputs < inputs:
             raise ValueError(f"residual unit has {outputs} output channels: must be at least its {inputs} inputs")
 
-        def drop() -> list[nn.Module]:
-            return [AlwaysDropout(dropout)] if dropout else []
+        def unit(inputs: int) -> Unit:
+            conv = Conv(inputs, outputs, 3, sigma=sigma, bias=bias, dilation=dilation)
+            return Unit(conv, norm(outputs), dropout=dropout)
 
-        self.body = nn.Sequential(
-            *(Conv(inputs, outputs, 3, sigma=sigma, bias=bias, dilation=dilation), *drop(), norm(outputs)),
-            nn.ReLU(inplace=True),
-            *(Conv(outputs, outputs, 3, sigma=sigma, bias=bias, dilation=dilation), *drop(), norm(outputs)),
-        )
-        extra = outputs - inputs
-        self.zeros = (extra // 2, extra - extra // 2)
+        self.first, self.second = unit(inputs), unit(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, domain: Domain = "target") -> Tensor:
         """(B, inputs, y, x) -> (B, outputs, y, x)."""
-        out: Tensor = self.body(x)
-        shortcut = F.pad(x, (0, 0, 0, 0, *self.zeros)) if any(self.zeros) else x
-        return F.relu_(out + shortcut)
+        out: Tensor = self.second(self.first(x, domain), domain, x)
+        return out

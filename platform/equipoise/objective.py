@@ -1,0 +1,95 @@
+"""The terms of SIFA's objective, put together with their weights.
+
+Knows which terms there are and how a run weighs them; must not know which network made an image, nor in which order
+networks are updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from equipoise import losses
+from equipoise.config import LossConfig
+from equipoise.losses import Game, Total
+from equipoise.nets import Critic
+from equipoise.step import Batch, Signals
+
+Verdicts = Mapping[str, tuple[Tensor, Tensor]]
+"""A game's name -> a critic's logits of what is real in it, and of what is fake."""
+
+
+def cycle_terms(batch: Batch, sts: Tensor, tst: Tensor) -> Signals:
+    """Both round trips, unweighted."""
+    return {"loss/cycle_s": losses.cycle(batch.source, sts), "loss/cycle_t": losses.cycle(batch.target, tst)}
+
+
+def image_loss(terms: Signals, weight: LossConfig) -> Tensor:
+    """Cycles and games of the images, as far as `terms` holds them.
+
+    Of the published losses of G and U each lacks a game that it does not move (x_ts does not depend on G, x_st not on
+    U), so that their sum serves both.
+    """
+    games = [terms[name] for name in ("loss/adv_t", "loss/adv_s") if name in terms]
+    cycles = weight.cycle * (terms["loss/cycle_s"] + terms["loss/cycle_t"])
+    return cycles + weight.adv_image * torch.stack(games).sum()
+
+
+def segmentation_terms(logits: Tensor, low: Tensor | None, label: Tensor, weight: LossConfig, total: Total) -> Signals:
+    """What both segmenters' predictions on x_st lack: C1's terms unweighted, and each segmenter's weighted sum."""
+    own = losses.segmentation_loss(logits, label, weight, total=total)
+    signals = {f"loss/{name}": value for name, value in own.items()} | {"loss/segmentation": _weighed(own, weight)}
+    if low is not None:
+        signals["loss/seg_low"] = _weighed(losses.segmentation_loss(low, label, weight, total=total), weight)
+    return signals
+
+
+def meaning_loss(terms: Signals, weight: LossConfig, ramp: Tensor) -> Tensor:
+    """Every segmentation loss and the games that align predictions and features.
+
+    Args:
+        terms: those of `segmentation_terms`, and `loss/adv_p`, `loss/adv_aux` and, with C2, `loss/adv_p_low`.
+        weight: the weights.
+        ramp: how much of their weight the games of predictions have reached, in [0, 1].
+    """
+    loss = terms["loss/segmentation"] + weight.aux * terms["loss/adv_aux"]
+    loss = loss + weight.adv_p * (ramp * terms["loss/adv_p"])
+    if "loss/seg_low" in terms:
+        loss = loss + weight.seg_low * terms["loss/seg_low"]
+        loss = loss + weight.adv_p * weight.adv_p_low_ratio * (ramp * terms["loss/adv_p_low"])
+    return weight.segmentation * loss
+
+
+def verdict(critic: Critic, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """A critic's logits of both sides, in one call: it judges every image by itself."""
+    on_real, on_fake = critic(torch.cat([real, fake])).chunk(2)
+    return on_real, on_fake
+
+
+def verdicts_s(critic: Critic, source: Tensor, ts: Tensor, sts: Tensor) -> Verdicts:
+    """D_s: source images from translated ones, and, by its second output, round trips from translations."""
+    real, fake, round_trip = critic(torch.cat([source, ts, sts])).chunk(3)
+    return {"s": (real[:, :1], fake[:, :1]), "aux": (round_trip[:, 1:], fake[:, 1:])}
+
+
+def shown(logits: Tensor, weight: LossConfig) -> Tensor:
+    """What the critics of predictions see of them."""
+    return logits.float().softmax(1) if weight.critic_p_sees == "softmax" else logits
+
+
+def critic_terms(verdicts: Verdicts, game: Game) -> Signals:
+    """What every critic minimises, and how well it tells real from fake."""
+    signals = {f"critic/loss_{name}": game.critic(real, fake) for name, (real, fake) in verdicts.items()}
+    with torch.no_grad():
+        for name, (real, fake) in verdicts.items():
+            signals[f"auc/{name}"] = losses.patch_auc(real, fake)
+            wide = torch.promote_types(real.dtype, torch.float32)
+            signals[f"critic/gap_{name}"] = 1 + (real.mean(dtype=wide) - fake.mean(dtype=wide)).clamp(min=0)
+    return signals
+
+
+def _weighed(terms: Mapping[str, Tensor], weight: LossConfig) -> Tensor:
+    loss = weight.ce * terms["ce"] + weight.dice * terms["overlap"]
+    return loss + weight.cldice * terms["cldice"] if "cldice" in terms else loss
