@@ -70,8 +70,10 @@ class Options:
     """Pixels a side of synthetic heads' slices; above 128 the heads have the study's original resolution."""
     subjects: int = 15
     """Synthetic heads a domain; three fifths of them train, a fifth validates."""
+    heads: int = 2
+    """Seed of the synthetic heads. Those of 0 and 1 were looked at while settings were chosen: see `declare`."""
     steps: int | None = None
-    """Updates of the segmenters in every run; 600 at size 64, else 20 000."""
+    """Updates of the segmenters in every run; 500 at size 64, else 20 000."""
     width: float | None = None
     """Factor on hidden channels; .125 at size 64, else 1."""
     batch: int | None = None
@@ -106,17 +108,26 @@ class Job:
 def declare(options: Options, store: Store) -> RunConfig:
     """The run that all methods share, but for its seed.
 
-    At the small size the segmenters run at v1's rate, 1e-3, since 600 steps are too few for v2's 2e-4. That, the steps
-    and the width were chosen on other synthetic heads (seed 1, eight a domain), by looking at the target Dice of all
-    four methods there: an oracle's choice, but of heads that are not in the table.
+    The small size departs from the published settings, and by what was seen on heads 0 and 1 with target masks: an
+    oracle's choice, but of heads that are not in the table.
+
+    * Segmenters at v1's rate, 1e-3: a few hundred steps are too few for v2's 2e-4.
+    * One percent of intensities clipped at either end. Between TOF's minimum and maximum, which is that of a few
+      arteries, tissue lies within a tenth of the range: a cycle loss hardly sees it, G could turn it black and did so
+      in a CycleGAN, and on heads 0 SIFA came to .75 in 600 steps where it comes to .90 so.
+    * No end by the monitor, whose rules for short runs take a cycle loss that creeps from .05 to .1 for an explosion.
     """
     small = options.store is None and options.size <= 64
     run = PUBLISHED.at("data.cohort", store.fingerprint).at("net.classes", store.classes)
-    run = run.at("steps", options.steps or (600 if small else PUBLISHED.steps))
+    run = run.at("steps", options.steps or (500 if small else PUBLISHED.steps))
     run = run.at("batch", options.batch or (4 if small else PUBLISHED.batch))
     run = run.at("net.width", options.width or (0.125 if small else PUBLISHED.net.width))
     run = run.at("speed.precision", options.precision)
-    return run.at("optim.lr_segmenter_ratio", 5.0).at("evaluations", 4) if small else run
+    if small:
+        run = run.at("optim.lr_segmenter_ratio", 5.0).at("data.percentile", 1.0).at("evaluations", 5)
+        for name in ("cycle", "loss", "gap"):
+            run = run.at(f"monitor.{name}_growth", 1e6)
+    return run
 
 
 def main(options: Options) -> None:
@@ -238,14 +249,14 @@ def write(path: Path, results: list[dict[str, Any]]) -> None:
 
 def synthetic_store(options: Options) -> Path:
     """Synthetic heads with masks in both domains; made once."""
-    name = f"{options.mask}-{options.subjects}x{options.size}"
+    name = f"{options.mask}-{options.size}-{options.subjects}-{options.heads}"
     store = options.results.parent / "phantoms" / f"{name}.zarr"
     if not (store / "manifest.json").is_file():
         fine = options.size > COARSE
-        raw = store.with_name(f"raw-{options.subjects}{'-fine' if fine else ''}")
+        raw = store.with_name(f"raw-{options.subjects}-{options.heads}{'-fine' if fine else ''}")
         made = raw / "cohort.csv"
         if not made.is_file():
-            made = write_cohort(raw, subjects=options.subjects, original_size=fine)
+            made = write_cohort(raw, subjects=options.subjects, seed=options.heads, original_size=fine)
         spacing_mm = FIELD_MM / options.size
         ingest(inputs_from_table(made, options.mask), store, Preprocessing(size=options.size, spacing_mm=spacing_mm))
     return store

@@ -1,4 +1,4 @@
-"""The benchmarks of a step: their counts against hand-worked ones, and the table on a machine that has next to nothing."""
+"""The benchmarks of a step: counts against hand-worked ones, and the table on a machine that has next to nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -37,7 +39,7 @@ def conv(inputs: int, outputs: int, kernel: int, side: int) -> int:
 
 def residuals(channels: list[int], side: int) -> Iterator[int]:
     """3 x 3 residual units, from each channel count to the next."""
-    for inputs, outputs in zip(channels, channels[1:], strict=False):
+    for inputs, outputs in pairwise(channels):
         yield from (conv(inputs, outputs, 3, side), conv(outputs, outputs, 3, side))
 
 
@@ -68,6 +70,9 @@ def costs(size: int, width: float = 1.0, *, last: int = 7) -> dict[str, Cost]:
     layers = {"G": generator, "E": encoder, "U": decoder, "C": segmenter}
     layers |= {"D_t": critic(1, 1), "D_s": critic(1, 2), "D_p": critic(2, 1)}
     return {name: Cost(sum(own), own[0]) for name, own in layers.items()}
+
+
+ByHand = Callable[[dict[str, Cost]], int]
 
 
 def fused_step(of: dict[str, Cost]) -> int:
@@ -101,7 +106,8 @@ def sequential_step(of: dict[str, Cost]) -> int:
 def table() -> ModuleType:
     """The script as a module."""
     spec = importlib.util.spec_from_file_location("step_table", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     sys.modules["step_table"] = module = importlib.util.module_from_spec(spec)  # where dataclasses look it up
     spec.loader.exec_module(module)
     return module
@@ -114,9 +120,8 @@ def test_the_hand_worked_costs_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize(("updates", "by_hand"), [("fused", fused_step), ("sequential", sequential_step)])
-def test_a_step_needs_the_operations_that_its_schedule_says(table: ModuleType, updates: str, by_hand: object) -> None:
+def test_a_step_needs_the_operations_that_its_schedule_says(table: ModuleType, updates: str, by_hand: ByHand) -> None:
     config = PUBLISHED.at("updates", updates).at("net.width", 0.125).at("batch", 2)
-    assert callable(by_hand)
     assert table.flops(config, 32, CPU) == 2 * by_hand(costs(32, 0.125, last=10))
 
 
@@ -128,9 +133,9 @@ def test_the_fused_schedule_needs_little_more_than_half_of_the_published_one_s_o
 def test_the_table_needs_torch_numpy_and_zarr_alone_and_says_why_a_row_cannot_run(tmp_path: Path) -> None:
     out = tmp_path / "table.json"
     words = ["--device", "cpu", "--size", "32", "--width", "0.0625", "--batch", "2", "--steps", "1", "--profile"]
-    script = f"{BLOCK}\nsys.argv = {[str(SCRIPT), *words, '--out', str(out)]!r}\nrunpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     alone = {"PATH": str(tmp_path), "OMP_NUM_THREADS": "1"}  # and no compiler
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=alone)
+    line = [sys.executable, "-c", LENT, str(SCRIPT), *words, "--out", str(out)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=alone)
     assert done.returncode == 0, done.stderr
     rows = json.loads(out.read_text())["rows"]
     reasons = {row["setting"].strip(): row["reason"] for row in rows if row["schedule"] == "fused"}
@@ -147,21 +152,17 @@ def test_the_table_needs_torch_numpy_and_zarr_alone_and_says_why_a_row_cannot_ru
     assert "aten::convolution_backward" in done.stdout
 
 
-def lent() -> set[str]:
+def absent() -> list[str]:
     """Top-level modules of all installed packages but torch, numpy, zarr and what these three require."""
     wanted, seen = ["torch", "numpy", "zarr"], set[str]()
     while wanted:
         name = wanted.pop()
         if name not in seen:
             seen.add(name)
-            try:
-                needs = importlib.metadata.requires(name) or []
-            except importlib.metadata.PackageNotFoundError:  # of another platform
-                continue
-            wanted += [plain(need) for need in needs if "extra ==" not in need]
+            with suppress(importlib.metadata.PackageNotFoundError):  # of another platform
+                wanted += [plain(need) for need in importlib.metadata.requires(name) or [] if "extra ==" not in need]
     modules = importlib.metadata.packages_distributions()
-    ours = {"equipoise", "slicestore"}
-    return {module for module, packages in modules.items() if not seen & {plain(p) for p in packages}} - ours
+    return sorted(module for module, packages in modules.items() if not seen & {plain(p) for p in packages})
 
 
 def plain(requirement: str) -> str:
@@ -171,11 +172,14 @@ def plain(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", found.group()).lower()
 
 
-BLOCK = f"""
-import runpy, sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {sorted(lent())!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Block())
+LENT = f"""
+import importlib.machinery, runpy, sys
+class Lent(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {absent()!r} else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Lent
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
+"""A machine to which only those were brought: all else is not found."""

@@ -61,8 +61,10 @@ class Cohort:
             InputError: the store is not the one the run is bound to, has other classes than the network, or fewer
                 training slices than a batch.
         """
-        _check(store, config)
+        check(store, config)
         self.fingerprint, self.classes, self.device = store.fingerprint, store.classes, device
+        self.brain_class: int = store.preprocessing.brain_class
+        """The class of the brain beside the structures; 0 where there is none."""
         threads = threads or os.cpu_count() or 1
         self._pool, self._ahead = ThreadPoolExecutor(threads), ThreadPoolExecutor(len(DOMAINS))
         room = int(torch.cuda.mem_get_info(device)[0] * device_share) if device.type == "cuda" else 0
@@ -192,7 +194,12 @@ def _order(seed: int, salt: int, slices: int, batch: int, step: int) -> np.ndarr
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check(store: Store, config: RunConfig) -> None:
+def check(store: Store, config: RunConfig) -> None:
+    """Refuse a store that a run cannot train on.
+
+    Raises:
+        InputError: it is not the one the run is bound to, or has other classes than the network.
+    """
     if config.data.cohort not in ("", store.fingerprint):
         raise InputError(
             store.path,

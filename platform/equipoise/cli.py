@@ -159,7 +159,7 @@ def _check(run: RunConfig, store: Store) -> None:
     """Refuse what cannot be trained before anything is written, staged or started."""
     from equipoise.launch.local import device_here
 
-    batches._check(store, run)
+    batches.check(store, run)
     speed.check(run, device_here())
 
 

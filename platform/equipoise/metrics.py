@@ -5,34 +5,37 @@ Knows overlap measures and which images a SIFA may be asked to segment; knows no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from equipoise.batches import Cohort
 from equipoise.nets import Sifa
 from equipoise.shelf import Shelf, Slices
+from slicestore.store import DOMAINS
 
 
-def dice(prediction: Tensor, label: Tensor, classes: int) -> float:
-    """Mean Dice over the structures (background excluded) of one subject.
+def dice(prediction: Tensor, label: Tensor, structures: Sequence[int]) -> float:
+    """Mean Dice over structures of one subject.
 
     Args:
         prediction: class indices, any shape.
         label: class indices of the same shape.
-        classes: number of classes, background included.
+        structures: the classes that count.
 
     Returns:
         2 |P and L| / (|P| + |L|), averaged over the structures, in [0, 1]. A structure that is in neither counts 1.
     """
     scores = []
-    for k in range(1, classes):
+    for k in structures:
         p, g = prediction == k, label == k
         total = int(p.sum()) + int(g.sum())
         scores.append(2 * int((p & g).sum()) / total if total else 1.0)
     return sum(scores) / len(scores)
 
 
-def subject_dice(prediction: Tensor, slices: Shelf | Slices, classes: int) -> float | None:
+def subject_dice(prediction: Tensor, slices: Shelf | Slices, structures: Sequence[int]) -> float | None:
     """Mean over subjects of each subject's Dice over all of its slices; None without labels."""
     label = slices.label
     if label is None or not len(slices):
@@ -40,7 +43,7 @@ def subject_dice(prediction: Tensor, slices: Shelf | Slices, classes: int) -> fl
     scores = []
     for subject in sorted(set(slices.subject)):
         mine = [i for i, s in enumerate(slices.subject) if s == subject]
-        scores.append(dice(prediction[mine], label[mine], classes))
+        scores.append(dice(prediction[mine], label[mine], structures))
     return sum(scores) / len(scores)
 
 
@@ -50,15 +53,19 @@ def evaluate(net: Sifa, cohort: Cohort, *, batch: int = 8) -> dict[str, float]:
 
     Returns:
         `quality/translated_dice`: C1(E(G(x_s))) against y_s, which needs no target label; `quality/target_dice`:
-        C1(E(x_t)) against target masks. Each is left out where there are no such masks.
+        C1(E(x_t)) against target masks. Each is left out where there are no such masks. A brain class, which is there
+        to help the others, does not count in these; it has its own, `quality/translated_brain_dice` and
+        `quality/target_brain_dice`.
     """
     net.eval()
-    classes = cohort.classes
-    source, target = cohort.val["source"], cohort.val["target"]
-    scores = {
-        "quality/translated_dice": subject_dice(_segment(net, source, batch, translate=True), source, classes),
-        "quality/target_dice": subject_dice(_segment(net, target, batch, translate=False), target, classes),
-    }
+    brain = cohort.brain_class
+    kinds = {"dice": [k for k in range(1, cohort.classes) if k != brain]} | ({"brain_dice": [brain]} if brain else {})
+    scores = {}
+    for name, domain in zip(("translated", "target"), DOMAINS, strict=True):
+        slices = cohort.val[domain]
+        predicted = _segment(net, slices, batch, translate=domain == "source")
+        for kind, structures in kinds.items():
+            scores[f"quality/{name}_{kind}"] = subject_dice(predicted, slices, structures)
     net.train()
     return {name: score for name, score in scores.items() if score is not None}
 

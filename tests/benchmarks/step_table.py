@@ -1,8 +1,8 @@
 """What a training step costs in every setting: one command for a machine with a GPU.
 
-    python tests/benchmarks/step_table.py                                          # an NVIDIA card, under six minutes
-    python tests/benchmarks/step_table.py --profile                                # and what is left, operator by operator
-    python tests/benchmarks/step_table.py --device cpu --size 64 --width 0.125     # a look at it without one
+    python tests/benchmarks/step_table.py                                       # an NVIDIA card, under six minutes
+    python tests/benchmarks/step_table.py --profile                             # and what is left, operator by operator
+    python tests/benchmarks/step_table.py --device cpu --size 64 --width 0.125  # a look at it without one
 
 Prints a table and writes build/step_table.json. Knows synthetic tensors alone: no store, no Ray; torch, numpy and what
 zarr brings are enough, and nothing needs to be installed. A row that cannot run says why, and the table goes on.
@@ -22,13 +22,15 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -65,6 +67,8 @@ LONG_RUN = 40_000
 ROW_SECONDS = 100.0
 """What a row may take, its compilation included."""
 TOP = 25
+WAITS = {"cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy"}
+"""Calls in which the host waits for the device; in a step there should be none."""
 LONGEST = 120
 
 
@@ -207,9 +211,9 @@ def at_most(seconds: float) -> Iterator[None]:
     Raises:
         TimeoutError: it did, whatever a library made of the interruption.
     """
-    late = TimeoutError(f"longer than {max(seconds, 0):.0f} s")
     if seconds <= 0:
-        raise late
+        raise TimeoutError("no time was left, see --limit")
+    late = TimeoutError(f"longer than {seconds:.0f} s")
     ends = time.monotonic() + seconds
 
     def stop(*_: object) -> None:
@@ -260,24 +264,44 @@ def reason(error: Exception) -> str:
 
 
 def profile(config: RunConfig, size: int, device: torch.device) -> str:
-    """What a step's time goes to: operators (a GPU's kernels) by their own time, those of a kind of shape together."""
+    """What a step's time goes to: operators by their own time, then with the shapes they met; kernels, if recorded."""
     cuda = device.type == "cuda"
     stepper = Stepper(config, size, device)
     for _ in range(WARM_UP):
         stepper()
+    by_clock = block_seconds(stepper, WARM_UP, device) * 1000
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with torch.profiler.profile(activities=activities, record_shapes=True) as seen:
         stepper()
         if cuda:
             torch.cuda.synchronize(device)
-    times: dict[str, tuple[float, int]] = {}
-    for event in seen.key_averages(group_by_input_shape=True):
-        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
-        times[f"{event.key} {shapes(event.input_shapes)}"[:110]] = (spent, event.count)
-    total = sum(spent for spent, _ in times.values())
-    top = sorted(times.items(), key=lambda item: -item[1][0])[:TOP]
-    lines = [f"{spent / total:7.1%} {spent / 1000:10.2f} ms {count:5} x {name}" for name, (spent, count) in top]
-    return "\n".join((f"of {total / 1000:.1f} ms", *lines))
+    events = seen.key_averages(group_by_input_shape=True)
+    waits = sum(event.count for event in events if event.key in WAITS)
+    if cuda:
+        spent = [(event, event.self_device_time_total / 1000) for event in events]
+        operators = [(event, ms) for event, ms in spent if event.device_type == DeviceType.CPU]
+        kernels = [(event, ms) for event, ms in spent if event.device_type != DeviceType.CPU]
+        launched = sum(ms for _, ms in operators) > 0.9 * sum(ms for _, ms in kernels)  # not so in a recorded step
+        spent = operators if launched else kernels
+    else:
+        spent = [(event, event.self_cpu_time_total / 1000) for event in events]
+    names = tally((event.key, event.count, ms) for event, ms in spent)
+    shaped = tally((f"{event.key} {shapes(event.input_shapes)}", event.count, ms) for event, ms in spent)
+    total = sum(ms for _, ms in spent)
+    head = f"{total:.1f} ms of {device.type} time in a step, {by_clock:.1f} by the clock; the host waits {waits} times"
+    return f"{head}\n{names}\n\n{shaped}"
+
+
+def tally(spent: Iterable[tuple[str, int, float]]) -> str:
+    """The names that most milliseconds go to, as text: share, time, calls."""
+    times, calls = Counter[str](), Counter[str]()
+    for name, count, ms in spent:
+        times[name] += ms  # type: ignore[assignment]  # a counter of floats
+        calls[name] += count
+    total = sum(times.values()) or 1
+    return "\n".join(
+        f"{ms / total:7.1%} {ms:10.2f} ms {calls[name]:6} x {name[:100]}" for name, ms in times.most_common(TOP)
+    )
 
 
 def shapes(given: list[list[int]]) -> str:
@@ -300,29 +324,27 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="factor on all channels")
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each row")
     parser.add_argument("--limit", type=float, default=330, help="seconds after which no row begins")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "step_table.json", help="the same as JSON")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "step_table.json", help="where to write it as JSON"
+        "--profile", action="store_true", help="list operators: fused, the first setting and the quickest"
     )
-    parser.add_argument("--profile", action="store_true", help="list the operators of the quickest fused setting")
     told = parser.parse_args()
     device = torch.device(told.device)
     torch.set_flush_denormal(True)
     base = changed(PUBLISHED, {"batch": told.batch, "net.width": told.width})
-    print(
-        f"{machine(device)}; batch {told.batch}, {told.size} x {told.size}, width {told.width:g}\n{HEADER}", flush=True
-    )
+    print(f"{machine(device)}; batch {told.batch}, {told.size} x {told.size}, width {told.width:g}")
+    print(HEADER, flush=True)
     done = []
     for row in rows(base, told.size, device, told.steps, told.limit):
         print(row.line(), flush=True)
         done.append(row)
-    out = ROOT / "build" / "step_table.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(
-        json.dumps({"machine": machine(device), **vars(told), "rows": [asdict(row) for row in done]}, indent=2)
-    )
+    told.out.parent.mkdir(parents=True, exist_ok=True)
+    asked = {name: value for name, value in vars(told).items() if name != "out"}
+    found = {"machine": machine(device), **asked, "rows": [asdict(row) for row in done]}
+    told.out.write_text(json.dumps(found, indent=2))
     if told.profile:
         ran = [row for row in done if row.ms is not None and row.schedule == "fused"]
-        for setting in {"float32, eager", min(ran, key=lambda row: row.ms or 0).setting}:
+        for setting in {row.setting: None for row in (*ran[:1], *sorted(ran, key=lambda row: row.ms or 0)[:1])}:
             print(f"\nfused, {setting.strip()}: {profile(changed(base, SETTINGS[setting]), told.size, device)}")
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from equipoise.batches import Cohort
-from equipoise.config import NetConfig
+from equipoise.config import NetConfig, RunConfig
 from equipoise.metrics import dice, evaluate, subject_dice
 from equipoise.nets import Sifa
 from equipoise.shelf import Slices
+from slicestore.store import Store
 
 
 def t(*values: int) -> Tensor:
@@ -22,27 +23,30 @@ def t(*values: int) -> Tensor:
 class TestDice:
     def test_two_classes_by_hand(self) -> None:
         # prediction {0, 1, 2}, label {1, 2, 3}: 2 * 2 / (3 + 3)
-        assert dice(t(1, 1, 1, 0, 0), t(0, 1, 1, 1, 0), 2) == pytest.approx(2 / 3)
+        assert dice(t(1, 1, 1, 0, 0), t(0, 1, 1, 1, 0), [1]) == pytest.approx(2 / 3)
 
     def test_three_classes_are_averaged_whatever_their_sizes(self) -> None:
         # class 1: 2 * 1 / (1 + 3) = 1/2; class 2: 2 * 1 / (2 + 1) = 2/3
-        assert dice(t(1, 0, 2, 2, 0), t(1, 1, 1, 2, 0), 3) == pytest.approx((1 / 2 + 2 / 3) / 2)
+        assert dice(t(1, 0, 2, 2, 0), t(1, 1, 1, 2, 0), [1, 2]) == pytest.approx((1 / 2 + 2 / 3) / 2)
 
     def test_background_does_not_count(self) -> None:
-        assert dice(t(0, 0, 0, 0, 1), t(0, 0, 0, 0, 0), 2) == 0
+        assert dice(t(0, 0, 0, 0, 1), t(0, 0, 0, 0, 0), [1]) == 0
 
     def test_a_structure_in_neither_counts_1(self) -> None:
-        assert dice(t(0, 0), t(0, 0), 2) == 1
+        assert dice(t(0, 0), t(0, 0), [1]) == 1
         # class 1: 2 * 1 / (2 + 1); class 2 is nowhere
-        assert dice(t(1, 1), t(1, 0), 3) == pytest.approx((2 / 3 + 1) / 2)
+        assert dice(t(1, 1), t(1, 0), [1, 2]) == pytest.approx((2 / 3 + 1) / 2)
 
     def test_a_structure_that_is_missed_or_made_up_counts_0(self) -> None:
-        assert dice(t(0, 0), t(1, 0), 2) == 0
-        assert dice(t(1, 0), t(0, 0), 2) == 0
+        assert dice(t(0, 0), t(1, 0), [1]) == 0
+        assert dice(t(1, 0), t(0, 0), [1]) == 0
+
+    def test_only_the_structures_asked_for_count(self) -> None:
+        assert dice(t(1, 0, 2, 2, 0), t(1, 1, 1, 2, 0), [2]) == pytest.approx(2 / 3)
 
     def test_equal_masks_of_any_shape_and_type_count_1(self) -> None:
         label = torch.tensor([[[0, 1], [2, 1]]], dtype=torch.uint8)
-        assert dice(label.long(), label, 3) == 1
+        assert dice(label.long(), label, [1, 2]) == 1
 
 
 class TestSubjectDice:
@@ -51,12 +55,12 @@ class TestSubjectDice:
         slices = Slices(torch.zeros(3, 1, 1, 3), label, ("a", "b", "a"))
         prediction = torch.tensor([[[1, 1, 0]], [[0, 0, 0]], [[0, 0, 0]]])
         # a: 2 * 2 / (2 + 4) over both of its slices (their mean would be (.8 + 0) / 2); b: 0
-        assert subject_dice(prediction, slices, 2) == pytest.approx((2 / 3 + 0) / 2)
+        assert subject_dice(prediction, slices, [1]) == pytest.approx((2 / 3 + 0) / 2)
 
     def test_without_labels_or_slices_there_is_none(self) -> None:
-        assert subject_dice(torch.zeros(1, 1, 1), Slices(torch.zeros(1, 1, 1, 1), None, ("a",)), 2) is None
+        assert subject_dice(torch.zeros(1, 1, 1), Slices(torch.zeros(1, 1, 1, 1), None, ("a",)), [1]) is None
         empty = Slices(torch.zeros(0, 1, 1, 1), torch.zeros(0, 1, 1), ())
-        assert subject_dice(torch.zeros(0, 1, 1), empty, 2) is None
+        assert subject_dice(torch.zeros(0, 1, 1), empty, [1]) is None
 
 
 class TestEvaluate:
@@ -104,6 +108,21 @@ class TestEvaluate:
         target = cohort.val["target"]
         bare.val = {"source": cohort.val["source"], "target": Slices(target.image, None, target.subject)}
         assert set(evaluate(self.net(), bare)) == {"quality/translated_dice"}
+
+    def test_a_brain_class_has_a_dice_of_its_own_and_no_part_in_that_of_the_structures(
+        self, store_of_three: Store, tiny: RunConfig
+    ) -> None:
+        config = tiny.at("net.classes", 3)
+        cohort = Cohort(store_of_three, config, torch.device("cpu"))
+        torch.manual_seed(0)
+        net = Sifa(config.net).train()
+        both = evaluate(net, cohort)
+        cohort.brain_class = 2
+        apart = evaluate(net, cohort)
+        assert set(apart) - set(both) == {"quality/translated_brain_dice", "quality/target_brain_dice"}
+        for name in ("translated", "target"):
+            mean = (apart[f"quality/{name}_dice"] + apart[f"quality/{name}_brain_dice"]) / 2
+            assert both[f"quality/{name}_dice"] == pytest.approx(mean)
 
     def test_a_broken_network_scores_and_does_not_raise(self, cohort: Cohort) -> None:
         net = self.net()

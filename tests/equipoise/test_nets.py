@@ -558,7 +558,7 @@ class TestPrecision:
 
         for name, module in net.named_modules():
             if isinstance(module, (Conv, Upsample, Tail, Dropout)):
-                module.register_forward_hook(lambda _m, _i, out, name=name: look(name, out))  # type: ignore[misc]
+                module.register_forward_hook(lambda _m, _i, out, name=name: look(name, out))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             outputs = self.images(net, image)
         assert lost == []
