@@ -153,7 +153,9 @@ def main(options: Options) -> None:
             console.print(told(running[done]), highlight=False)
     results = [found for job in jobs if (found := read(job))]
     write(options.results / "table.csv", results)
-    console.print(table(results, run))
+    console.print(table(results, run, "dice"))
+    if "quality/target_brain_dice" in results[0]["looks"][-1]:
+        console.print(table(results, run, "brain_dice"))
 
 
 def check(store: Store) -> None:
@@ -205,24 +207,24 @@ def told(job: Job) -> str:
     )
 
 
-def table(results: list[dict[str, Any]], run: RunConfig) -> Table:
+def table(results: list[dict[str, Any]], run: RunConfig, measure: str) -> Table:
     """A row a method; mean and standard deviation over seeds."""
-    title = f"Dice on target subjects that nobody trained on; {run.steps} steps, width {run.net.width:g}"
-    out = Table(title=title)
+    what = "Dice of the brain class" if measure == "brain_dice" else "Dice"
+    out = Table(title=f"{what} on target subjects that nobody trained on; {run.steps} steps, width {run.net.width:g}")
     columns = ("method", "last step", "of each seed", "best look*", "source, as seen", "minutes a run")
     for name in columns:
         out.add_column(name, justify="left" if name == "method" else "right")
     for method in METHODS:
         mine = [r for r in results if r["method"] == method]
         last = [r["looks"][-1] for r in mine]
-        target = [x["quality/target_dice"] for x in last]
+        target = [x[f"quality/target_{measure}"] for x in last]
         early = [x["step"] for x in last if x["step"] < run.steps]
         out.add_row(
             method + (f" (ended at {', '.join(map(str, early))})" if early else ""),
             spread(target),
             " ".join(f"{x:.3f}" for x in target),
-            spread([max(x["quality/target_dice"] for x in r["looks"]) for r in mine]),
-            "" if method == "supervised on target" else spread([x["quality/translated_dice"] for x in last]),
+            spread([max(x[f"quality/target_{measure}"] for x in r["looks"]) for r in mine]),
+            "" if method == "supervised on target" else spread([x[f"quality/translated_{measure}"] for x in last]),
             f"{statistics.mean(r['seconds'] for r in mine) / 60:.1f}",
         )
     out.caption = "* chosen by target masks. As seen: x_s, of the two that translate G(x_s). +-: one standard deviation"
@@ -237,14 +239,14 @@ def spread(values: list[float]) -> str:
 
 def write(path: Path, results: list[dict[str, Any]]) -> None:
     """Every evaluation of every run, a row each."""
+    measures = [name for name in results[0]["looks"][-1] if name.startswith("quality/")]
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["method", "seed", "step", "target_dice", "source_dice_as_seen", "seconds_of_run"])
+        rows.writerow(["method", "seed", "seconds_of_run", "step", *measures])
         for result in results:
-            head = [result["method"], result["config"]["seed"]]
+            head = [result["method"], result["config"]["seed"], f"{result['seconds']:.0f}"]
             for look in result["looks"]:
-                dice = [f"{look[f'quality/{name}_dice']:.4f}" for name in ("target", "translated")]
-                rows.writerow([*head, look["step"], *dice, f"{result['seconds']:.0f}"])
+                rows.writerow([*head, look["step"], *(f"{look[name]:.4f}" for name in measures)])
 
 
 def synthetic_store(options: Options) -> Path:

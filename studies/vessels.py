@@ -73,11 +73,18 @@ SCREENED: dict[str, Changes] = {
     "stride 2, focal Tversky": {**FINE, "loss.overlap": "focal_tversky"},
     "stride 2, balanced CE, Tversky": {**FINE, **BALANCED, **TVERSKY},
     "stride 2, clDice .5": {**FINE, "loss.cldice": 0.5},
+    "stride 2, balanced CE, clDice .5": {**FINE, **BALANCED, "loss.cldice": 0.5},
     "stride 2, C2's weight 1": {**FINE, "loss.seg_low": 1.0},
     "stride 2, foreground .75": {**FINE, "data.foreground": 0.75},
+    "stride 2, foreground 1": {**FINE, "data.foreground": 1.0},
     "stride 2, brain class": {**FINE, "net.classes": 3},
 }
 """What is changed of the published settings: the head's stride, then the losses with either, then one at a time."""
+
+FINALISTS = ("published", "stride 2", "stride 2, balanced CE", "stride 2, clDice .5")
+"""Switches that are measured with several seeds."""
+VESSEL: Changes = {**FINE, **BALANCED}
+"""What the measurements support: the settings of the preset of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,11 +339,6 @@ def middle(volume: Volume, side_mm: float) -> Volume:
     size = (counts[0], counts[1], grid.size[2])
     return Volume(voxels, Geometry(size, grid.spacing_mm, grid.point_mm((x, y, 0)), grid.direction))
 
-
-VESSEL: Changes = {"net.head_stride": 2}
-"""What the measurements support: the settings of the preset of that name."""
-FINALISTS = ("published",)
-"""Switches that are measured with several seeds: the published segmenter and the best of the screening."""
 
 if __name__ == "__main__":
     try:

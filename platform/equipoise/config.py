@@ -411,7 +411,7 @@ class SpeedConfig(Config):
 
     compile: bool = False
     """Whether norms, activations and sums between convolutions are compiled into one kernel each; needs a C++
-    compiler."""
+    compiler. For NVIDIA cards: on CPUs it is slower than not."""
 
     graphs: bool = False
     """Whether the whole step is recorded once and replayed as a CUDA graph, without the launches in between."""

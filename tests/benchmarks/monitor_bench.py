@@ -14,7 +14,6 @@ from equipoise.config import PUBLISHED
 from equipoise.launch.conduct import synthetic_store
 from equipoise.monitor import Monitor, watched
 from equipoise.ranks import Ranks
-from equipoise.step import step
 from equipoise.train import Run
 from slicestore.store import Store
 
@@ -26,7 +25,7 @@ def monitor(scratch: Path) -> Iterator[Result]:
     config = SMALL.at("steps", 20_000)
     cohort = Cohort(Store.open(synthetic_store(scratch)), config, torch.device("cpu"))
     run = Run.start(config, torch.device("cpu"), Ranks())
-    rows = [step(run.net, run.players, run.pools, cohort.batch(config, n), config, Ranks()) for n in (1, 2)]
+    rows = [run.advance(cohort.batch(config, n), n) for n in (1, 2)]
     judge = Monitor(config.monitor, config.steps, watched(config))
     block = np.tile([[float(v) for v in row.values()] for row in rows], (25, 1))
 
@@ -35,7 +34,7 @@ def monitor(scratch: Path) -> Iterator[Result]:
             judge.observe(number * 50 + 1, list(rows[0]), block)
 
     def one_step() -> None:
-        step(run.net, run.players, run.pools, cohort.batch(config, 3), config, Ranks())
+        run.advance(cohort.batch(config, 3), 3)
 
     ours, theirs = paired(observe_many, one_step)
     share = ours / (20 * 50) / theirs
