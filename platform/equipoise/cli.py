@@ -110,7 +110,7 @@ def train(
     out: Positional[Path],
     /,
     run: Annotated[RunConfig, Unprefixed] = PUBLISHED,
-    preset: Literal["published", "v1", "study2022"] = "published",
+    preset: Literal["published", "v1", "study2022", "vessel"] = "published",
     gpus_per_worker: float | None = None,
     cpus_per_worker: float = 1.0,
     wandb: WandbMode | None = None,

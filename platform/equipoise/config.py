@@ -260,7 +260,8 @@ class LossConfig(Config):
     """Of `focal_tversky`: each class's 1 - T is raised to this; below 1 it presses on what is nearly right."""
 
     cldice: float = 0.0
-    """Soft-clDice (Shit 2021): overlap of centrelines, in the slice's plane; 0 leaves it out."""
+    """Soft-clDice (Shit 2021): overlap of centrelines, in the slice's plane; 0 leaves it out. A prediction of vessel
+    everywhere has no centreline and costs nothing either: fresh networks fell for that (`studies/vessels.py`)."""
 
     cldice_iterations: int = 3
     """Erosions of its soft skeleton: at least the radius of the widest vessel in pixels."""
@@ -524,5 +525,10 @@ DEFECTS: Mapping[str, tuple[str, Leaf]] = MappingProxyType(
 """What the 2022 port did otherwise than the published code, each as the setting that regenerates it alone; its zero
 padding is made with the store, `equipoise prepare --preset seed2022`."""
 
-PRESETS: Mapping[str, RunConfig] = MappingProxyType({"published": PUBLISHED, "v1": V1, "study2022": STUDY_2022})
+VESSEL = _with(PUBLISHED, {"net.head_stride": 2, "loss.cross_entropy": "balanced"})
+"""For structures a few pixels wide: the switches that helped in `studies/vessels.py`, and no others."""
+
+PRESETS: Mapping[str, RunConfig] = MappingProxyType(
+    {"published": PUBLISHED, "v1": V1, "study2022": STUDY_2022, "vessel": VESSEL}
+)
 """Named runs."""

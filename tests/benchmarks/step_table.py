@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -38,7 +38,8 @@ from torch.utils.flop_counter import flop_registry
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / name) for name in ("platform", "storage")]  # on a lent machine nothing is installed
 
-from equipoise.config import PUBLISHED, Leaf, RunConfig, SpeedConfig  # noqa: E402
+from equipoise.config import PUBLISHED, RunConfig, SpeedConfig  # noqa: E402
+from equipoise.config_base import Leaf  # noqa: E402
 from equipoise.ranks import Ranks  # noqa: E402
 from equipoise.speed import arrange  # noqa: E402
 from equipoise.step import Batch  # noqa: E402
@@ -55,11 +56,12 @@ SETTINGS: Mapping[str, Changes] = {
     "bf16": BF16,
     "bf16, channels-last": LAST,
     "  + fused Adam": ADAM,
+    "  + graphs": {**ADAM, "speed.graphs": True},
     "  + compile": {**ADAM, "speed.compile": True},
-    "  + graphs": {**ADAM, "speed.compile": True, "speed.graphs": True},
-    "  graphs, no compile": {**ADAM, "speed.graphs": True},
+    "  + compile, graphs": {**ADAM, "speed.compile": True, "speed.graphs": True},
 }
-"""From bf16 on each adds to the one above; the last tells what graphs do alone."""
+"""From bf16 on each adds to the one above, but that graphs and compilation come alone before they come together. What
+must be compiled is last, since it takes long."""
 SCHEDULES = ("fused", "sequential")
 WARM_UP = 4
 BLOCKS = 5
@@ -135,7 +137,7 @@ class FlopCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = 0
+        self.total: int = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -158,7 +160,7 @@ def flops(config: RunConfig, size: int, device: torch.device) -> float:
     stepper = Stepper(changed(config, {**plain, "batch": few}), size, device)
     with FlopCounter() as counter:
         stepper()
-    return counter.total / few * config.batch
+    return float(counter.total / few * config.batch)
 
 
 def block_seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
@@ -175,7 +177,7 @@ def block_seconds(work: Callable[[], object], times: int, device: torch.device) 
         work()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1000 / times
+    return float(begin.elapsed_time(end)) / 1000 / times
 
 
 def matmul_rate(speed: SpeedConfig, device: torch.device) -> float:
