@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from equipoise.config import AugmentConfig
+from equipoise.shelf import sent
 
 DRAWS = 6
 
@@ -79,7 +80,7 @@ def move(image: Tensor, label: Tensor | None, inverse: np.ndarray) -> tuple[Tens
     x = torch.arange(width, device=image.device, dtype=torch.float32) - (width - 1) / 2
     # Sums of products, element by element: a matrix product may round differently for another number of slices.
     to_grid = inverse * (2 / np.array([[width], [height]]))
-    m = torch.from_numpy(to_grid.astype(np.float32)).to(image.device)[:, :, :, None, None]
+    m = sent(to_grid.astype(np.float32), image.device)[:, :, :, None, None]
     grid = torch.stack([m[:, k, 0] * x + m[:, k, 1] * y[:, None] for k in range(2)], -1)
     moved = grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if label is None:
@@ -90,9 +91,7 @@ def move(image: Tensor, label: Tensor | None, inverse: np.ndarray) -> tuple[Tens
 
 def recolour(image: Tensor, gamma: np.ndarray, gain: np.ndarray, shift: np.ndarray) -> Tensor:
     """Change grey values: with h = (x + 1) / 2 in [0, 1], x becomes 2 gain h^gamma - 1 + shift; both are clipped."""
-    g, k, b = (
-        torch.from_numpy(v.astype(np.float32)).to(image.device)[:, None, None, None] for v in (gamma, gain, shift)
-    )
+    g, k, b = (sent(v.astype(np.float32), image.device)[:, None, None, None] for v in (gamma, gain, shift))
     height = ((image + 1) / 2).clamp(0, 1)
     return (height**g * (2 * k) - 1 + b).clamp(-1, 1)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that continue bit for bit.
+"""Checkpoints that continue bit for bit (on cards as far as their kernels repeat themselves).
 
 Knows how a run's state lies on disk, whole or not at all; knows nothing of what the state means.
 
@@ -52,13 +52,13 @@ def latest(folder: Path) -> Path | None:
     return next(reversed(_complete(folder)), None)
 
 
-def load(checkpoint: Path, rank: int, device: torch.device) -> State:
-    """Read one rank's state.
+def load(checkpoint: Path, rank: int) -> State:
+    """Read one rank's state into main memory: the run copies it to where it trains.
 
     Raises:
         InputError: a file is missing (another number of workers wrote the checkpoint) or damaged.
     """
-    return State(_read(checkpoint / "shared.pt", device), _read(checkpoint / f"rank-{rank}.pt", torch.device("cpu")))
+    return State(_read(checkpoint / "shared.pt"), _read(checkpoint / f"rank-{rank}.pt"))
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
             path,
@@ -77,7 +77,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
             remedy="set workers as in the run's config.json",
         )
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
             path,

@@ -174,7 +174,7 @@ class NetConfig(Config):
     of 1; and `fixed`, where training sees these too."""
 
     batch_norm_over: BatchNormOver = "batch"
-    """Whose slices make a batch's statistics: all of the `batch`, so that the number of workers changes nothing, or
+    """Whose slices make a batch's statistics: all of the `batch`, so that the number of workers changes no loss, or
     each `worker`'s own, which saves the exchange."""
 
     image_norm: ImageNorm = "instance"
@@ -401,7 +401,7 @@ class MonitorConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpeedConfig(Config):
-    """How a step is computed. Each choice changes numbers by rounding only; tests state by how much."""
+    """How a step is computed. Each choice changes numbers by rounding only: `tests/equipoise/test_speed.py`."""
 
     precision: Precision = "float32"
     """Of convolutions: `float32`; `tf32`, its faster cousin on NVIDIA cards since Ampere; or `bfloat16` autocast, with
@@ -423,7 +423,7 @@ class SpeedConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig(Config):
-    """A run, totally: the same object on the same store gives the same numbers."""
+    """A run, totally: the same object on the same store gives the same numbers; on cards but for rounding."""
 
     data: DataConfig = field(default_factory=DataConfig)
     net: NetConfig = field(default_factory=NetConfig)
@@ -470,6 +470,12 @@ class RunConfig(Config):
             self.batch % self.workers == 0,
             f"must be a multiple of workers ({self.workers}), so that every worker takes the same share",
         )
+        for path, value, plain, acts, where in (
+            ("loss.seg_low", self.loss.seg_low, 0.1, self.net.low, "net.low"),
+            ("loss.adv_p_low_ratio", self.loss.adv_p_low_ratio, 0.1, self.net.low, "net.low"),
+            ("pool_by", self.pool_by, "batch", self.pool > 0, "a pool"),
+        ):
+            require(path, value, acts or value == plain, f"has no effect without {where}")
         together = self.batch if self.net.batch_norm_over == "batch" else self.batch // self.workers
         alone = self.net.encoder_norm.startswith("batch") and self.net.batch_statistics != "fixed" and together == 1
         require(
@@ -482,7 +488,7 @@ class RunConfig(Config):
 
 
 PUBLISHED = RunConfig()
-"""SIFA v2 as its authors run it."""
+"""SIFA v2 with its authors' settings; but for `updates`, where theirs is `sequential`."""
 
 
 def _with(run: RunConfig, changes: Mapping[str, Leaf]) -> RunConfig:

@@ -96,7 +96,7 @@ def _held(where: str, value: Any, kind: Any) -> Any:
     if choices:
         if value not in choices:
             raise ValueError(f"{where} = {value!r}: must be one of {', '.join(map(repr, choices))}")
-        return value
+        return next(choice for choice in choices if choice == value)  # 8.0 is 8, so that names agree
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(kind, types.GenericAlias) or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -82,9 +82,10 @@ def fused(
     torch._foreach_add_(of_images["generator"], of_generator)
 
     images = made.images.detached()
-    del made  # its graph, before the critics build theirs
+    signals = {name: value.detach() for name, value in (signals | terms).items()}
+    del made, terms  # and the graph, before the critics build theirs
     told, of_critics = _critic_gradients(net, players, pools, images, batch, config)
-    signals |= terms | told | extents(batch, images.sts, images.tst)
+    signals |= told | extents(batch, images.sts, images.tst)
     norms = players.move({**of_images, "segmenter": [*of_encoder, *of_heads], **of_critics}, ranks)
     signals |= norms_of_sides(norms)
     return {name: value.detach() for name, value in signals.items()}

@@ -36,8 +36,10 @@ class Recording:
                 work(self._batch)
         torch.cuda.current_stream().wait_stream(side)
         restore()
+        del restore  # and its copy of all weights, before the recording takes memory of its own
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads of this process may fetch the next batch meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             signals = work(self._batch)
             self._names = list(signals)
             self._row = torch.stack([signals[name].float() for name in self._names])

@@ -134,10 +134,15 @@ def watched(config: RunConfig) -> dict[str, float]:
 
 
 def counted(config: RunConfig) -> tuple[str, ...]:
-    """The critics that can win a run's game; without segmentation losses nobody plays against D_p1 and D_p2."""
-    if config.loss.segmentation == 0:
-        return "s", "t"
-    return tuple(critic for critic in CRITICS if critic != "p_low" or config.net.low)
+    """The critics that can win a run's game: those that somebody plays against."""
+    loss, plays = config.loss, config.loss.segmentation > 0
+    weight = {
+        "s": loss.adv_image,
+        "t": loss.adv_image,
+        "p": plays * loss.adv_p,
+        "p_low": plays * config.net.low * loss.adv_p * loss.adv_p_low_ratio,
+    }
+    return tuple(critic for critic in CRITICS if weight[critic] > 0)
 
 
 @dataclass(slots=True)
@@ -190,8 +195,23 @@ class Monitor:
     """Judges a run block by block; the same blocks give the same verdict, live or from a record."""
 
     def __init__(
-        self, config: MonitorConfig, steps: int, terms: Mapping[str, float], critics: Sequence[str] = CRITICS
+        self,
+        config: MonitorConfig,
+        steps: int,
+        terms: Mapping[str, float],
+        critics: Sequence[str] = CRITICS,
+        idle: Mapping[str, int] | None = None,
     ) -> None:
+        """Start with nothing seen.
+
+        Args:
+            config: the limits.
+            steps: of the planned run.
+            terms: see `watched`.
+            critics: see `counted`.
+            idle: steps at the beginning of a run in which nobody plays against a critic, by its name.
+        """
+        self._idle = {f"auc/{name}": until for name, until in (idle or {}).items()}
         self.config, self.horizon = config, Horizon.of(config, steps)
         self.findings: list[Finding] = []
         self._tracks = {name: _Track(growth) for name, growth in terms.items()}
@@ -246,7 +266,7 @@ class Monitor:
     def _wins(self, step: int, means: Mapping[str, float], warm: bool) -> None:
         won = False
         for name, values in self._aucs.items():
-            if name not in means:
+            if name not in means or step <= self._idle.get(name, 0):
                 continue
             values.append(means[name])
             mean = float(np.mean(values[-SHORT:]))

@@ -76,7 +76,9 @@ def verdicts_s(critic: Critic, source: Tensor, ts: Tensor, sts: Tensor) -> Verdi
 
 def shown(logits: Tensor, weight: LossConfig) -> Tensor:
     """What the critics of predictions see of them."""
-    return logits.float().softmax(1) if weight.critic_p_sees == "softmax" else logits
+    if weight.critic_p_sees == "logits":
+        return logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
 
 
 def critic_terms(verdicts: Verdicts, game: Game) -> Signals:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 
 from equipoise.batches import Cohort
 from equipoise.nets import Sifa
 from equipoise.step import forward
 from slicestore.store import DOMAINS
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ROWS = ("x_s", "y_s", "x_st", "mask_st", "x_sts", "x_t", "mask_t", "x_ts", "x_tst")
 """From top to bottom: source, its mask, its translation, the mask predicted on that, round trip; then the target's."""
@@ -34,6 +37,8 @@ class Panels:
 
     def picture(self) -> Image.Image:
         """One picture: a row a kind, a column a slice, masks drawn over the image they belong to."""
+        from PIL import Image, ImageDraw  # where it is needed: training does without
+
         under = {"y_s": "x_s", "mask_st": "x_st", "mask_t": "x_t"}
         rows = [r for r in ROWS if r in self.images or r in self.masks]
         count, height, width = self.images["x_s"].shape

@@ -111,7 +111,7 @@ class Players:
         norms = {}
         for name in gradients:
             parameters, optimiser, _ = self._all[name]
-            own = [next(mean) for _ in parameters]
+            own = [_laid_out(next(mean), parameter) for parameter in parameters]
             for parameter, gradient in zip(parameters, own, strict=True):
                 parameter.grad = gradient
             optimiser.step()
@@ -123,9 +123,14 @@ class Players:
         return {name: player.optimiser.state_dict() for name, player in self._all.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from `state_dict`: moments in place, since a recorded step reads there; rates are set anew.
+
+        Torch's own would take over the saved settings too, and put the counts of steps where the moments are.
+        """
         for name, player in self._all.items():
-            player.optimiser.load_state_dict(state[name])
+            for number, weight in enumerate(player.parameters):
+                for key, mine in player.optimiser.state[weight].items():
+                    mine.copy_(state[name]["state"][number][key])
 
 
 def norms_of_sides(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,11 +141,16 @@ def norms_of_sides(norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
+    """A gradient in its weight's memory format, which fused kernels insist on and `torch.autograd.grad` does not."""
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+
+
 def _player(nets: Sequence[nn.Module], config: RunConfig, settings: dict[str, Any]) -> Player:
     parameters = [p for net in nets for p in net.parameters()]
     rate, graphs = settings["lr"], config.speed.graphs
     settings = settings | {"lr": torch.tensor(rate, device=parameters[0].device) if graphs else rate}
-    optimiser = Adam(parameters, **settings, fused=config.speed.fused_adam, capturable=graphs)
+    optimiser = Adam(parameters, **settings, fused=config.speed.fused_adam or None, capturable=graphs)
     for p in parameters:  # as Adam itself would, but now: what a recorded step makes anew it would make in every replay
         step = torch.zeros((), device=p.device if graphs or config.speed.fused_adam else "cpu")
         optimiser.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}

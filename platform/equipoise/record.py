@@ -200,7 +200,7 @@ def _recorded(record: Record, config: RunConfig, cohort: Cohort, ranks: Ranks) -
     ranks.wait()
     if ended:
         return
-    state = checkpoint.load(found, ranks.rank, cohort.device) if found else None
+    state = checkpoint.load(found, ranks.rank) if found else None
     if ranks.rank == 0:
         record.rewind(state.shared["step"] if state else 0)
     for progress in fit(config, cohort, ranks=ranks, resume=state):

@@ -131,7 +131,7 @@ class Shelf:
     def _voxels(self, name: Name, rows: np.ndarray) -> Tensor:
         """Stored values of some rows, on the device."""
         if self._staged is None:
-            return self._resident[name].index_select(0, torch.from_numpy(rows).to(self._device))
+            return self._resident[name].index_select(0, sent(rows, self._device))
         kind = torch.float16 if name == "image" else torch.uint8
         pinned = self._device.type == "cuda"  # torch reuses a pinned buffer only once its copy is done
         out = torch.empty((len(rows), self._size, self._size), dtype=kind, pin_memory=pinned)
@@ -142,6 +142,12 @@ class Shelf:
         """As `store.normalise`, bit for bit: two roundings, in this order."""
         wide = image.to(torch.float32).mul_(self._scale).sub_(self._offset)
         return wide.clamp_(-1, 1) if self._clip else wide
+
+
+def sent(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device; from pinned memory, so that the caller need not wait for a card."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def neighbours(subject: np.ndarray, position: np.ndarray, channels: int) -> np.ndarray:

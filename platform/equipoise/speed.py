@@ -6,6 +6,7 @@ Knows torch's switches and devices; must not know networks or losses.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 
 import torch
 
@@ -13,6 +14,7 @@ from equipoise.config import RunConfig, SpeedConfig
 from slicestore.errors import InputError
 
 COMPILERS = ("c++", "g++", "clang++")
+FLOAT32 = "set speed.precision to float32"
 
 
 def check(config: RunConfig, device: torch.device) -> None:
@@ -21,34 +23,23 @@ def check(config: RunConfig, device: torch.device) -> None:
     Raises:
         InputError: a setting of `speed` that the device, or its software, has no support for.
     """
-    speed = config.speed
+    speed, alone = config.speed, config.workers == 1
     cuda = device.type == "cuda"
-    for setting, asked, there, rule, remedy in (
-        ("precision", speed.precision == "bfloat16", bfloat16(device), "bfloat16 needs units for it", "take float32"),
+    needs: tuple[tuple[str, bool, Callable[[], bool], str, str], ...] = (
+        ("precision", speed.precision == "bfloat16", lambda: bfloat16(device), "bfloat16 needs units for it", FLOAT32),
         (
             "precision",
             speed.precision == "tf32",
-            cuda and _ampere(device),
-            "tf32 is of NVIDIA cards since Ampere",
-            "take float32",
+            lambda: cuda and _ampere(device),
+            "NVIDIA has it since Ampere",
+            FLOAT32,
         ),
-        ("graphs", speed.graphs, cuda, "CUDA graphs need a CUDA device", "leave it out"),
-        (
-            "graphs",
-            speed.graphs,
-            config.workers == 1,
-            "a graph holds no exchange between workers",
-            "set workers to 1, or leave it out",
-        ),
-        (
-            "compile",
-            speed.compile,
-            compiler() is not None,
-            "torch.compile needs a C++ compiler",
-            "install g++, or leave it out",
-        ),
-    ):
-        if asked and not there:
+        ("graphs", speed.graphs, lambda: cuda, "CUDA graphs need a CUDA device", "leave it out"),
+        ("graphs", speed.graphs, lambda: alone, "a graph holds no exchange between workers", "set workers to 1"),
+        ("compile", speed.compile, lambda: compiler() is not None, "it needs a C++ compiler", "install g++"),
+    )
+    for setting, asked, there, rule, remedy in needs:
+        if asked and not there():
             raise InputError(
                 f"speed.{setting}",
                 found=f"{getattr(speed, setting)} on {device.type} with {config.workers} worker(s)",
@@ -71,9 +62,10 @@ def compiler() -> str | None:
 
 def arrange(speed: SpeedConfig) -> None:
     """Set what torch keeps for the whole process: whether convolutions in float32 may use tf32."""
-    precision = "tf32" if speed.precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = precision
+    tf32 = speed.precision == "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
+    # Of matrix products by the older switch: after the newer one torch's own getters raise, and compile asks them.
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def autocast(speed: SpeedConfig, device: torch.device) -> torch.autocast:

@@ -103,15 +103,17 @@ class Run:
             net.join_statistics(ranks.total)
         torch.manual_seed(config.seed * 1009 + ranks.rank + 1)
         seeds = (config.seed * 1009 + 2 * ranks.rank + i for i in range(2))
+        epoch_steps = config.optim.epoch_steps or epoch_steps
+        idle = dict.fromkeys(("p", "p_low"), config.loss.adv_p_from_epoch * epoch_steps)
         return cls(
             config,
             net,
             Players(net, config),
             Pools(*(ImagePool(config.pool, seed, config.pool_by) for seed in seeds)),
-            Monitor(config.monitor, config.steps, watched(config), counted(config)),
+            Monitor(config.monitor, config.steps, watched(config), counted(config), idle),
             ranks,
             torch.zeros((), device=device),
-            config.optim.epoch_steps or epoch_steps,
+            epoch_steps,
         )
 
     def advance(self, batch: Batch, number: int) -> Signals:
@@ -169,7 +171,7 @@ class Run:
         shared, own = state
         self.done = shared["step"]
         self.net.load_state_dict(shared["net"])
-        self.players.load_state_dict(copy.deepcopy(shared["players"]))  # torch would train on the given tensors
+        self.players.load_state_dict(shared["players"])
         self.monitor.load_state_dict(shared["monitor"])
         for pool, pooled in zip(self.pools, own["pools"], strict=True):
             pool.load_state_dict(pooled, self.config.batch // self.config.workers, self.ramp.device)
@@ -232,27 +234,31 @@ def _block_or_none(run: Run, config: RunConfig, cohort: Cohort, ranks: Ranks) ->
 def too_large(config: RunConfig, cohort: Cohort) -> InputError:
     """What to tell when a batch needs more memory than there is; tries smaller ones, so that one that fits is named."""
     share = config.batch // config.workers
-    alone = config.at("workers", 1)
-    fits = None
-    for slices in (share >> shift for shift in range(1, share.bit_length())):
-        try:
-            smaller = alone.at("batch", slices)
-            run = Run.start(smaller, cohort.device, Ranks(alone=True))
-            run.advance(cohort.batch(smaller, 1), 1)
-            fits = slices * config.workers
-            break
-        except ValueError:  # batch norm of a single slice
-            break
-        except RuntimeError as error:
-            if not out_of_memory(error):
-                raise
-    remedy = f"set batch to {fits}" if fits else "take a device with more memory"
+    smaller = (share >> shift for shift in range(1, share.bit_length()))
+    fits = next((slices for slices in smaller if _fits(config, cohort, slices)), None)
+    remedies = [f"set batch to {fits * config.workers}" if fits else "take a device with more memory"]
+    if config.speed.precision != "bfloat16":
+        remedies.append("set speed.precision to bfloat16")
     return InputError(
         "batch",
         found=f"{share} slices of each domain a worker, which need more memory than {cohort.device} has free",
         rule="a step's images, gradients and networks are in memory at once",
-        remedy=f"{remedy}, or set speed.precision to bfloat16 or net.width below {config.net.width:g}",
+        remedy=", or ".join([*remedies, f"set net.width below {config.net.width:g}"]),
     )
+
+
+def _fits(config: RunConfig, cohort: Cohort, slices: int) -> bool:
+    """Whether a step on so many slices of each domain fits into the memory; nothing of the trial is left."""
+    try:
+        smaller = config.at("workers", 1).at("batch", slices)
+        Run.start(smaller, cohort.device, Ranks(alone=True)).advance(cohort.batch(smaller, 1), 1)
+    except ValueError:  # batch norm of a single slice
+        return False
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 def _block(run: Run, config: RunConfig, cohort: Cohort, ranks: Ranks) -> dict[str, float]:

@@ -29,7 +29,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     write(tmp_path, 7)
     found = latest(tmp_path)
     assert found is not None
-    shared, own = load(found, 0, CPU)
+    shared, own = load(found, 0)
     assert shared["step"] == 7
     assert torch.equal(shared["net"]["w"], torch.full((3,), 7.0))
     assert torch.equal(own["rng"], torch.tensor([7]))
@@ -60,14 +60,14 @@ def test_a_partial_checkpoint_is_ignored_and_its_folder_used_again(tmp_path: Pat
     assert latest(tmp_path) == tmp_path / "step-000002"
     write(tmp_path, 4)
     assert latest(tmp_path) == tmp_path / "step-000004"
-    assert load(tmp_path / "step-000004", 0, CPU).shared["step"] == 4
+    assert load(tmp_path / "step-000004", 0).shared["step"] == 4
     assert not partial.exists()
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     write(tmp_path, 2)
     save(tmp_path, 2, state(-1), Ranks())
-    assert load(tmp_path / "step-000002", 0, CPU).shared["step"] == -1
+    assert load(tmp_path / "step-000002", 0).shared["step"] == -1
 
 
 @pytest.mark.parametrize("file", ["shared.pt", "rank-0.pt"])
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_refused_and_the_one_before_named_as_the_way_out(
         data = bytes(64) + data[64:]
     path.write_bytes({"cut": data[: len(data) // 2], "flipped": data, "empty": b""}[damage])
     with pytest.raises(InputError) as error:
-        load(tmp_path / "step-000004", 0, CPU)
+        load(tmp_path / "step-000004", 0)
     assert error.value.where == str(path)
     assert "step-000004" in error.value.remedy
 
@@ -92,7 +92,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, file: str) -> None:
     write(tmp_path, 2)
     (tmp_path / "step-000002" / file).unlink()
     with pytest.raises(InputError, match="no such file"):
-        load(tmp_path / "step-000002", 0, CPU)
+        load(tmp_path / "step-000002", 0)
 
 
 class _Trap:
@@ -110,5 +110,5 @@ def test_nothing_in_a_checkpoint_can_run(tmp_path: Path, how: str, monkeypatch: 
     else:
         path.write_bytes(pickle.dumps({"step": _Trap()}))
     with pytest.raises(InputError):
-        load(tmp_path / "step-000002", 0, CPU)
+        load(tmp_path / "step-000002", 0)
     assert not (tmp_path / "sprung").exists()

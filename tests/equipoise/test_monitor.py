@@ -276,6 +276,15 @@ class TestCriticWins:
     def test_it_is_not_judged_in_the_warm_up(self) -> None:
         assert told(feed(monitor({}), {"auc/t": np.ones(30)})) == [("d_wins", "auc/t", 21 * BLOCK, 30 * BLOCK)]
 
+    def test_while_nobody_plays_against_it_it_cannot_win(self) -> None:
+        watch = Monitor(MonitorConfig(), STEPS, {}, CRITICS, {"p": 100 * BLOCK})
+        auc = np.where(np.arange(400) < 100, 1.0, 0.7)
+        assert told(feed(watch, {"auc/p": auc})) == []
+        watch = Monitor(MonitorConfig(), STEPS, {}, CRITICS, {"p": 100 * BLOCK})
+        assert told(feed(watch, {"auc/p": np.ones(400), "auc/t": np.full(400, 0.5)})) == [
+            ("d_wins", "auc/p", 101 * BLOCK, 110 * BLOCK)
+        ]
+
     def test_the_auxiliary_game_does_not_count(self) -> None:
         assert feed(monitor({}), {"auc/aux": np.ones(400)}).findings == []
         assert "aux" not in CRITICS
@@ -401,6 +410,13 @@ class TestWhatIsWatched:
         config = RunConfig().at("loss.segmentation", 0.0)
         assert set(watched(config)) == {"loss/cycle_s", "loss/cycle_t", "loss/generator"}
         assert counted(config) == ("s", "t")
+
+    def test_critics_that_nobody_plays_against_are_not(self) -> None:
+        config = RunConfig()
+        assert counted(config.at("net.low", False)) == ("s", "t", "p")
+        assert counted(config.at("loss.adv_p", 0.0)) == ("s", "t")
+        assert counted(config.at("loss.adv_p_low_ratio", 0.0)) == ("s", "t", "p")
+        assert counted(config.at("loss.adv_image", 0.0)) == ("p", "p_low")
 
     def test_for_the_hinge_game_the_critics_margin_stands_in_for_a_loss_that_may_be_negative(self) -> None:
         terms = watched(RunConfig().at("loss.adversarial", "hinge"))

@@ -356,14 +356,14 @@ def test_two_ranks_continue_bit_for_bit(pair: Pair) -> None:
                        for n in ("whole", "sittings"))  # fmt: skip
     assert [row["step"] for row in whole] == [1, 2, 3, 4]
     assert whole == sittings
-    states = [checkpoint.load(pair.folder / n / "checkpoints" / "step-000004", 1, torch.device("cpu"))
+    states = [checkpoint.load(pair.folder / n / "checkpoints" / "step-000004", 1)
               for n in ("whole", "sittings")]  # fmt: skip
     assert all(torch.equal(states[0].shared["net"][k], v) for k, v in states[1].shared["net"].items())
     assert torch.equal(states[0].own["rng"], states[1].own["rng"])
 
 
 def test_each_rank_has_pools_and_random_numbers_of_its_own(pair: Pair) -> None:
-    states = [checkpoint.load(pair.folder / "whole" / "checkpoints" / "step-000004", rank, torch.device("cpu")).own
+    states = [checkpoint.load(pair.folder / "whole" / "checkpoints" / "step-000004", rank).own
               for rank in (0, 1)]  # fmt: skip
     assert not torch.equal(states[0]["rng"], states[1]["rng"])
     drawn = [state["generator"] for own in states for state in own["pools"]]
@@ -372,7 +372,7 @@ def test_each_rank_has_pools_and_random_numbers_of_its_own(pair: Pair) -> None:
 
 def test_a_checkpoint_of_two_ranks_is_no_checkpoint_for_three(pair: Pair) -> None:
     with pytest.raises(InputError, match="number of workers") as error:
-        checkpoint.load(pair.folder / "whole" / "checkpoints" / "step-000004", 2, torch.device("cpu"))
+        checkpoint.load(pair.folder / "whole" / "checkpoints" / "step-000004", 2)
     assert "workers" in error.value.remedy
 
 

@@ -222,7 +222,7 @@ class TestRecorded:
         record = Record(tmp_path)
         assert untimed(record) == untimed(undisturbed)
         assert record.verdict == undisturbed.verdict
-        states = [checkpoint.load(r.folder / "checkpoints" / "step-000008", 0, CPU) for r in (record, undisturbed)]
+        states = [checkpoint.load(r.folder / "checkpoints" / "step-000008", 0) for r in (record, undisturbed)]
         for name, weight in states[0].shared["net"].items():
             assert torch.equal(weight, states[1].shared["net"][name])
         for picture in undisturbed.pictures():

@@ -35,13 +35,13 @@ def trained() -> State:
     return run.state()
 
 
-def one_step(state: State, updates: str, settings: dict[str, Leaf]) -> tuple[Signals, Run]:
+def one_step(state: State, updates: str, settings: dict[str, Leaf], device: torch.device = CPU) -> tuple[Signals, Run]:
     config = CONFIG.at("updates", updates)
     for name, value in settings.items():
         config = config.at(f"speed.{name}", value)
-    run = Run.start(config, CPU, Ranks())
+    run = Run.start(config, device, Ranks())
     run.load(state)
-    return run.advance(make_batch(9), 31), run
+    return run.advance(Batch(*(x.to(device) for x in make_batch(9))), 31), run
 
 
 @pytest.mark.parametrize("updates", ["fused", "sequential"])
@@ -91,12 +91,61 @@ def test_the_fused_adam_moves_weights_as_the_other_does() -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("updates", ["fused", "sequential"])
+def test_gradients_lie_in_memory_as_their_weights_do(trained: State, updates: str) -> None:
+    _, run = one_step(trained, updates, {"channels_last": True, "fused_adam": True})
+    for name, weight in run.net.named_parameters():
+        assert weight.grad is not None
+        assert weight.grad.stride() == weight.stride(), name
+
+
+def test_a_resumed_run_keeps_the_optimiser_that_its_settings_ask_for(trained: State) -> None:
+    _, run = one_step(trained, "fused", {"fused_adam": True})
+    plain = Run.start(CONFIG, CPU, Ranks())
+    plain.load(trained)
+    assert run.players.optimiser("generator").param_groups[0]["fused"]
+    assert not plain.players.optimiser("generator").param_groups[0]["fused"]
+    moments = plain.players.optimiser("generator").state[plain.players["generator"][0]]
+    assert float(moments["step"]) == 30
+
+
+def test_a_state_is_loaded_in_place_where_a_recorded_step_reads_it(trained: State) -> None:
+    run = Run.start(CONFIG, CPU, Ranks())
+    run.advance(make_batch(1), 1)
+    held = [*run.net.parameters(), *run.net.buffers(), *run.players.moments(), *run.pools.slots()]
+    places = [x.data_ptr() for x in held]
+    run.load(trained)
+    now = [*run.net.parameters(), *run.net.buffers(), *run.players.moments(), *run.pools.slots()]
+    assert [x.data_ptr() for x in now] == places
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("updates", ["fused", "sequential"])
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        ({"precision": "tf32"}, 0.01),
+        ({"precision": "bfloat16", "channels_last": True, "fused_adam": True}, 0.03),
+        ({"channels_last": True, "fused_adam": True, "compile": True}, 0.001),
+    ],
+    ids=["tf32", "bfloat16", "compile"],
+)
+def test_on_a_card_losses_stay_within_the_stated_tolerance(
+    trained: State, updates: str, settings: dict[str, Leaf], tolerance: float
+) -> None:
+    cuda = torch.device("cuda")
+    (plain, _), (fast, _) = one_step(trained, updates, {}, cuda), one_step(trained, updates, settings, cuda)
+    for name in (name for name in plain if name.startswith(("loss/", "critic/"))):
+        torch.testing.assert_close(fast[name], plain[name], rtol=tolerance, atol=tolerance, msg=name)
+
+
 def test_float32_means_float32_though_torch_lets_convolutions_on_cards_use_tf32() -> None:
     speed.arrange(CONFIG.speed.at("precision", "tf32"))
     assert torch.backends.cudnn.conv.fp32_precision == "tf32"
     speed.arrange(CONFIG.speed)
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class TestContinuation:
         torch.manual_seed(1234)
         found = checkpoint.latest(tmp_path)
         assert found is not None
-        resumed = list(fit(tiny, cohort, resume=checkpoint.load(found, 0, CPU)))
+        resumed = list(fit(tiny, cohort, resume=checkpoint.load(found, 0)))
         assert [p.signals for p in resumed] == [p.signals for p in straight[step:]]
         assert_identical(resumed[-1].state(), straight[-1].state())
 

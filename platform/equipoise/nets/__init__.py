@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.config import NetConfig
@@ -84,9 +85,10 @@ class Sifa(nn.Module):
             total: the sum of a tensor over all workers; on the way back it sums gradients over them too.
         """
         if self.batch_norm_over == "batch":
+            eager = torch.compiler.disable(total)  # an exchange between processes is no part of a compiled tail
             for module in self.modules():
                 if isinstance(module, BatchNorm):
-                    module.total = total
+                    module.total = eager
 
     def compile_tails(self) -> None:
         """Compile what lies between convolutions; see `layers.compile_tails`."""

@@ -68,12 +68,21 @@ class GroupNorm(nn.Module):
         widens = x.is_cuda and x.dtype.itemsize < 4  # CUDA's autocast turns this one norm to float32
         if not is_channels_last(x) and not widens:
             return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        if self.size > 1:
-            return self._spelt_out(x)
-        # The batch norm of one image is its instance norm. In this format torch's group norm of one channel a group
-        # goes back one value at a time on CPUs (57 ms for what takes 4), and leaves the format on CUDA.
-        images = x.split(1)
-        return torch.cat([F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps) for y in images])
+        return self._spelt_out(x) if self.size > 1 else self._by_batch_norm(x)
+
+    def _by_batch_norm(self, x: Tensor) -> Tensor:
+        """The batch norm of one image is its instance norm; it keeps type and format.
+
+        In channels-last torch's group norm of one channel a group goes back one value at a time on CPUs, many times
+        slower, and leaves the format on CUDA.
+        """
+        batch, channels = x.shape[:2]
+        if is_channels_last(x):
+            parts = [F.batch_norm(y, None, None, self.weight, self.bias, True, 0.0, self.eps) for y in x.split(1)]
+            return torch.cat(parts)
+        weight, bias = self.weight.repeat(batch), self.bias.repeat(batch)  # all images' channels side by side
+        wide = x.reshape(1, batch * channels, *x.shape[2:])
+        return F.batch_norm(wide, None, None, weight, bias, True, 0.0, self.eps).view(x.shape)
 
     def _spelt_out(self, x: Tensor) -> Tensor:
         grouped = _widened(x).unflatten(1, (self.groups, self.size))
@@ -156,13 +165,12 @@ class BatchNorm(nn.Module):
         scale = torch.rsqrt(var + self.eps) * self.weight
         return ((wide - _column(mean)) * _column(scale) + _column(self.bias)).to(x.dtype)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Over all workers, in one exchange: values a channel, each channel's mean, and its variance.
 
         In float64, so that the variance, a difference of two large numbers, keeps what float32 knew of it.
         """
-        count = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+        count = torch.full((1,), x.numel() // x.shape[1], dtype=torch.float64, device=x.device)
         var, mean = (m.double() for m in torch.var_mean(x, dim=(0, 2, 3), correction=0))
         sums = self.total(torch.cat([count, count * mean, count * (var + mean * mean)]))
         count, mean, square = sums[:1], *(sums[1:] / sums[0]).chunk(2)
