@@ -10,8 +10,8 @@ PEERS := $(VENV)/.peers
 study: $(STAMP)  ## the main job on synthetic heads: a small stability study on this machine
 	$(BIN)/python studies/stability_sweep.py
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, over two processes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 soak: $(STAMP)  ## what is too long for every change: 50 kills at random moments of an ingest
 	EQUIPOISE_KILLS=50 $(BIN)/python -m pytest --timeout 1800 tests/slicestore/test_kill.py
