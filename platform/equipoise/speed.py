@@ -36,7 +36,7 @@ def check(config: RunConfig, device: torch.device) -> None:
         ),
         ("graphs", speed.graphs, lambda: cuda, "CUDA graphs need a CUDA device", "leave it out"),
         ("graphs", speed.graphs, lambda: alone, "a graph holds no exchange between workers", "set workers to 1"),
-        ("compile", speed.compile, lambda: compiler() is not None, "it needs a C++ compiler", "install g++"),
+        ("compile", speed.compile, lambda: compiler() is not None, "torch.compile needs a C++ compiler", "install g++"),
     )
     for setting, asked, there, rule, remedy in needs:
         if asked and not there():

@@ -297,7 +297,7 @@ def test_doctor_says_which_ways_of_computing_there_are(typed: Typed, monkeypatch
     done = typed("doctor")
     assert done.returncode == 0
     assert "--speed.precision bfloat16: yes" in told(done)
-    assert "--speed.precision tf32: no; tf32 is of NVIDIA cards" in told(done)
+    assert "--speed.precision tf32: no; NVIDIA has it since Ampere" in told(done)
     assert "--speed.compile: no; torch.compile needs a C++ compiler" in told(done)
     assert "--speed.graphs: no; CUDA graphs need a CUDA device" in told(done)
 

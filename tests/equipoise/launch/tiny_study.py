@@ -9,8 +9,8 @@ SPACE = {"optim.lr": Range(1e-4, 1e-2), "loss.adversarial": Choice(("lsgan", "ns
 
 
 def declare(options: Options) -> Study:
-    """Five points of 40 steps on whatever store is given."""
-    run = PUBLISHED.at("net.width", 0.0625).at("batch", 2).at("pool", 4).at("steps", options.steps or 40)
+    """Five points of 80 steps on whatever store is given."""
+    run = PUBLISHED.at("net.width", 0.0625).at("batch", 2).at("pool", 4).at("steps", options.steps or 80)
     return Study(
         name="tiny",
         question="Does the path hold?",
