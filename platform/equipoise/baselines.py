@@ -27,15 +27,14 @@ from torch import Tensor, nn
 
 from equipoise.batches import Cohort
 from equipoise.config import RunConfig
-from equipoise.metrics import evaluate
 from equipoise.nets import Sifa
 from equipoise.objective import segmentation_terms
-from equipoise.panels import Panels, draw
+from equipoise.panels import Panels
 from equipoise.ranks import Ranks
 from equipoise.schedules import rates
 from equipoise.shelf import Slices
 from equipoise.speed import autocast
-from equipoise.train import Progress, Run, fit
+from equipoise.train import Progress, Run, fit, look
 from slicestore.errors import InputError
 from slicestore.store import Store
 
@@ -189,9 +188,6 @@ def _weights(progress: Progress) -> dict[str, Tensor]:
 
 
 def _look(net: Sifa, cohort: Cohort, number: int) -> Look:
-    devices = [cohort.device] if cohort.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # as in `train`: an evaluation does not disturb the training
-        torch.manual_seed(0)
-        quality, panels = evaluate(net, cohort), draw(net, cohort)
+    quality, panels = look(net, cohort)
     made = Panels({name: panels.images[name] for name in ("x_s", "x_st", "x_t")}, panels.masks)
     return Look(number, quality, made, lambda: copy.deepcopy(net.state_dict()))

@@ -215,7 +215,7 @@ def fit(
         if looked:
             ranks.average_buffers(run.net)
             if ranks.rank == 0:
-                quality, panels = _look(run.net, cohort)
+                quality, panels = look(run.net, cohort)
                 signals |= quality
         ending = run.monitor.verdict(run.done) if ended else None
         yield Progress(run.done, signals, seconds, looked, panels, run.monitor.stability(), ending, run.state)
@@ -279,7 +279,7 @@ def _evaluations(config: RunConfig, block: int) -> set[int]:
     return {min(config.steps, -(-step // block) * block) for step in wanted}
 
 
-def _look(net: Sifa, cohort: Cohort) -> tuple[dict[str, float], Panels]:
+def look(net: Sifa, cohort: Cohort) -> tuple[dict[str, float], Panels]:
     """Measure and draw without disturbing the random numbers of the training."""
     devices = [cohort.device] if cohort.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
