@@ -40,7 +40,7 @@ from equipoise.objective import (
 from equipoise.players import SIDES, Players, norms_of_sides
 from equipoise.ranks import Ranks
 from equipoise.speed import autocast
-from equipoise.step import Batch, Images, Pools, Signals, extents
+from equipoise.step import Batch, Images, Pools, Signals, extents, images_of
 
 
 class _Cut(NamedTuple):
@@ -75,10 +75,10 @@ def fused(
     made = _forward(net, batch, config)
     signals, of_images, into_leaves = _image_gradients(players, made, batch, config)
     terms, of_heads, meaning = _meaning_gradients(net, players, made, batch, config, ranks, ramp)
-    *to_st, image_st, image_t = into_leaves
+    to_st, image_st, image_t = into_leaves
     (through,) = torch.autograd.grad(made.cut_st.ends[0], made.leaf_st, image_st, retain_graph=True)
     of_encoder = _encoder_gradients(net, made, meaning, (image_st, image_t), config.loss.image_in_encoder)
-    of_generator = torch.autograd.grad(made.images.st, players["generator"], to_st[0] + through)
+    of_generator = torch.autograd.grad(made.images.st, players["generator"], to_st + through)
     torch._foreach_add_(of_images["generator"], of_generator)
 
     images = made.images.detached()
@@ -93,25 +93,13 @@ def fused(
 
 def _forward(net: Sifa, batch: Batch, config: RunConfig) -> _Pass:
     """`step.forward`, cut at x_st and at the encoder's features."""
-    size = (batch.source.shape[-2], batch.source.shape[-1])
     with autocast(config.speed, batch.source.device):
         st = net.generator(batch.source)
         leaf_st = _leaf(st)
         cut_st = _Cut.of(net.encoder(leaf_st, "translated"))
         cut_t = _Cut.of(net.encoder(batch.target, "target"))
-        ts = net.decoder(cut_t.read.high, batch.target)
-        low = net.segmenter_low
-        images = Images(
-            st=st,
-            ts=ts,
-            sts=net.decoder(cut_st.read.high, leaf_st),
-            tst=net.generator(ts),
-            logits_st=net.segmenter(cut_st.read, size),
-            logits_t=net.segmenter(cut_t.read, size),
-            low_st=low(cut_st.read, size) if low is not None else None,
-            low_t=low(cut_t.read, size) if low is not None else None,
-        )
-        return _Pass(images, leaf_st, cut_st, cut_t, net.critic_t(leaf_st), net.critic_s(ts))
+        images = images_of(net, leaf_st, cut_st.read, batch.target, cut_t.read)._replace(st=st)
+        return _Pass(images, leaf_st, cut_st, cut_t, net.critic_t(leaf_st), net.critic_s(images.ts))
 
 
 def _image_gradients(
@@ -167,17 +155,13 @@ def _encoder_gradients(
     net: Sifa, made: _Pass, meaning: list[Tensor | None], image: tuple[Tensor, Tensor], share: float
 ) -> list[Tensor]:
     """E: the segmentation losses and a share of the image losses, which reach it through U by its high features."""
-    ends = [*made.cut_st.ends, *made.cut_t.ends]
-    into = dict(zip(range(len(ends)), meaning, strict=True))
+    ends, into = [*made.cut_st.ends, *made.cut_t.ends], meaning.copy()
     for place, gradient in zip((0, len(made.cut_st.ends)), image, strict=True):
         mine = into[place]
         into[place] = share * gradient if mine is None else mine + share * gradient
-    followed = {place: gradient for place, gradient in into.items() if gradient is not None}
-    return list(
-        torch.autograd.grad(
-            [ends[place] for place in followed], list(net.encoder.parameters()), list(followed.values())
-        )
-    )
+    followed = [(end, gradient) for end, gradient in zip(ends, into, strict=True) if gradient is not None]
+    outputs, gradients = zip(*followed, strict=True)
+    return list(torch.autograd.grad(outputs, list(net.encoder.parameters()), gradients))
 
 
 def _critic_gradients(

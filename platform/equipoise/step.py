@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from equipoise.nets import Sifa
+from equipoise.nets import Features, Sifa
 from equipoise.pool import ImagePool
 
 Signals = dict[str, Tensor]
@@ -65,20 +65,23 @@ class Pools(NamedTuple):
 
 def forward(net: Sifa, source: Tensor, target: Tensor) -> Images:
     """Translate both ways, there and back, and segment both target-style images."""
-    size = (source.shape[-2], source.shape[-1])
     st = net.generator(source)
-    features_st, features_t = net.encoder(st, "translated"), net.encoder(target, "target")
-    ts = net.decoder(features_t.high, target)
-    low = net.segmenter_low
+    return images_of(net, st, net.encoder(st, "translated"), target, net.encoder(target, "target"))
+
+
+def images_of(net: Sifa, st: Tensor, seen_st: Features, target: Tensor, seen_t: Features) -> Images:
+    """What follows from both target-style images and what the encoder sees in them."""
+    size = (target.shape[-2], target.shape[-1])
+    ts, low = net.decoder(seen_t.high, target), net.segmenter_low
     return Images(
         st=st,
         ts=ts,
-        sts=net.decoder(features_st.high, st),
+        sts=net.decoder(seen_st.high, st),
         tst=net.generator(ts),
-        logits_st=net.segmenter(features_st, size),
-        logits_t=net.segmenter(features_t, size),
-        low_st=low(features_st, size) if low is not None else None,
-        low_t=low(features_t, size) if low is not None else None,
+        logits_st=net.segmenter(seen_st, size),
+        logits_t=net.segmenter(seen_t, size),
+        low_st=low(seen_st, size) if low is not None else None,
+        low_t=low(seen_t, size) if low is not None else None,
     )
 
 

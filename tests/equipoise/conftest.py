@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from slicestore.volume import Volume, write
 
 SIZE = 32
 MakeStore = Callable[..., Store]
+TwoRanks = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +70,33 @@ def tiny() -> RunConfig:
 def cohort(store: Store, tiny: RunConfig) -> Cohort:
     """The two-class store, staged."""
     return Cohort(store, tiny, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> TwoRanks:
+    """Run a script as two ranks, `SCRIPT RANK FOLDER WORDS...`, and wait for both: `two_ranks(script, folder, ...)`."""
+    return _two_ranks
+
+
+def _two_ranks(script: str, folder: Path, *words: str, patience_s: float = 180) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    logs = [folder / f"rank-{rank}.log" for rank in (0, 1)]
+    started = []
+    for rank, log in enumerate(logs):
+        command = [sys.executable, "-W", "ignore", script, str(rank), str(folder), *words]
+        with log.open("w") as file:
+            started.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+    try:
+        deadline = time.monotonic() + patience_s
+        codes: list[int | None] = [None, None]
+        while None in codes and set(codes) <= {None, 0} and time.monotonic() < deadline:  # one that fails strands both
+            time.sleep(0.05)
+            codes = [process.poll() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
 
 
 def _make_store(

@@ -7,9 +7,7 @@ to one process on the joined batch. Each leaves what it found in `rank-R.pt`.
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -119,16 +117,11 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+def found(
+    tmp_path_factory: pytest.TempPathFactory, two_ranks: Callable[..., None]
+) -> list[dict[str, dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("workers")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-W", "ignore", __file__]
-    workers = [subprocess.Popen([*words, str(rank), str(folder)], env=environment) for rank in (0, 1)]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    two_ranks(__file__, folder, patience_s=120)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in (0, 1)]
 
 

@@ -7,10 +7,7 @@ This file is also the program that each rank runs (`python test_losses.py RANK F
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -666,27 +663,10 @@ class TestEveryLoss:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], ...]:
+def pair(tmp_path_factory: pytest.TempPathFactory, two_ranks: Callable[..., None]) -> tuple[dict[str, Any], ...]:
     """What two real processes found, each on its half of the joint batch."""
     folder = tmp_path_factory.mktemp("losses")
-    logs = [folder / f"rank-{rank}.log" for rank in (0, 1)]
-    started = []
-    for rank, log in enumerate(logs):
-        words = [sys.executable, "-W", "ignore", __file__, str(rank), str(folder)]
-        with log.open("w") as file:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            started.append(subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT))
-    try:
-        deadline = time.monotonic() + 120
-        codes: list[int | None] = [None, None]
-        while None in codes and set(codes) <= {None, 0} and time.monotonic() < deadline:  # one that fails strands both
-            time.sleep(0.05)
-            codes = [process.poll() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    two_ranks(__file__, folder, patience_s=120)
     return tuple(torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
 
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -224,26 +221,9 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Pair:
+def pair(tmp_path_factory: pytest.TempPathFactory, store: Store, two_ranks: Callable[..., None]) -> Pair:
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    logs = [folder / f"rank-{rank}.log" for rank in (0, 1)]
-    started = []
-    for rank, log in enumerate(logs):
-        words = [sys.executable, "-W", "ignore", __file__, str(rank), str(folder), str(store.path)]
-        with log.open("w") as file:
-            started.append(subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT))
-    try:
-        deadline = time.monotonic() + 180
-        codes: list[int | None] = [None, None]
-        while None in codes and set(codes) <= {None, 0} and time.monotonic() < deadline:  # one that fails strands both
-            time.sleep(0.05)
-            codes = [process.poll() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-3000:] for log in logs)
+    two_ranks(__file__, folder, str(store.path))
     first, second = (torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1))
     return Pair(folder, (first, second))
 
