@@ -177,9 +177,7 @@ def jobs(options: Options, stores: Mapping[int, str]) -> list[Job]:
     switches = {"published": {}, "VESSEL": VESSEL} if options.sifa else SCREENED
     made = []
     for name, changes in switches.items():
-        run = declare(options)
-        for path, value in changes.items():
-            run = run.at(path, value)
+        run = declare(options).having(changes)
         if run.net.classes not in stores:
             continue
         store = stores[run.net.classes]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from equipoise.config import PUBLISHED
+from equipoise.config import PUBLISHED, VESSEL
 from slicestore.geometry import Geometry
 from slicestore.volume import Volume
 
@@ -112,8 +112,7 @@ def test_the_middle_of_a_head_stays_where_it_was(vessels: ModuleType) -> None:
 
 def test_every_switch_of_the_vessel_study_is_a_setting_that_can_be_made(vessels: ModuleType) -> None:
     for name, changes in {**vessels.SCREENED, "VESSEL": vessels.VESSEL}.items():
-        run = PUBLISHED
-        for path, value in changes.items():
-            run = run.at(path, value)
+        run = PUBLISHED.having(changes)
         assert (run == PUBLISHED) == (name == "published")
+        assert (run == VESSEL) == (name in ("VESSEL", "stride 2, balanced CE")), "the preset is what the study supports"
     assert set(vessels.FINALISTS) <= set(vessels.SCREENED)

@@ -490,15 +490,7 @@ class RunConfig(Config):
 PUBLISHED = RunConfig()
 """SIFA v2 with its authors' settings; but for `updates`, where theirs is `sequential`."""
 
-
-def _with(run: RunConfig, changes: Mapping[str, Leaf]) -> RunConfig:
-    for path, value in changes.items():
-        run = run.at(path, value)
-    return run
-
-
-V1 = _with(
-    PUBLISHED,
+V1 = PUBLISHED.having(
     {
         "net.low": False,
         "net.encoder_dropout": 0.25,
@@ -506,14 +498,13 @@ V1 = _with(
         "loss.adv_p_from_epoch": 5,
         "optim.lr_segmenter_ratio": 5.0,
         "optim.segmenter_decay": 0.9,
-    },
+    }
 )
 """SIFA v1 (Chen et al., AAAI 2019): no auxiliary segmenter, dropout in the encoder, the critic of predictions joins
 late, and the segmenters' rate of 1e-3 decays."""
 
-STUDY_2022 = _with(
-    PUBLISHED,
-    {"steps": 40_000, "batch": 4, "optim.lr": 2e-3, "data.limits": "pooled", "data.split": "slice"},
+STUDY_2022 = PUBLISHED.having(
+    {"steps": 40_000, "batch": 4, "optim.lr": 2e-3, "data.limits": "pooled", "data.split": "slice"}
 )
 """The settings of the 2022 study that blew up; its port's defects are not among them: see `DEFECTS`."""
 
@@ -531,7 +522,7 @@ DEFECTS: Mapping[str, tuple[str, Leaf]] = MappingProxyType(
 """What the 2022 port did otherwise than the published code, each as the setting that regenerates it alone; its zero
 padding is made with the store, `equipoise prepare --preset seed2022`."""
 
-VESSEL = _with(PUBLISHED, {"net.head_stride": 2, "loss.cross_entropy": "balanced"})
+VESSEL = PUBLISHED.having({"net.head_stride": 2, "loss.cross_entropy": "balanced"})
 """For structures a few pixels wide: the switches that helped in `studies/vessels.py`, and no others."""
 
 PRESETS: Mapping[str, RunConfig] = MappingProxyType(

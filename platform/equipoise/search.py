@@ -93,13 +93,6 @@ def draw(trial: Suggests, space: Space) -> Point:
     return {path: dimension.draw(trial, path) for path, dimension in space.items()}
 
 
-def place(run: RunConfig, point: Mapping[str, Leaf]) -> RunConfig:
-    """The run at a point."""
-    for path, value in point.items():
-        run = run.at(path, value)
-    return run
-
-
 def coordinates(run: RunConfig, space: Space) -> Point:
     """Where known settings lie in a space, for studies that try them first.
 

@@ -64,7 +64,7 @@ class Study:
             raise ValueError(f"feasible = {self.feasible}: the stability S lies in [0, 1]")
         search.check(self.space, self.run)
         for point in self.first:
-            search.coordinates(search.place(self.run, point), self.space)
+            search.coordinates(self.run.having(point), self.space)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for study.json."""

@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 from measure import Result, seconds
-from step_table import BF16, Changes, Stepper, changed, flops
+from step_table import BF16, Changes, Stepper, flops
 
 from equipoise.config import PUBLISHED
 from equipoise.speed import bfloat16
@@ -38,7 +38,7 @@ class Setting:
 
     def stepper(self, schedule: str) -> Stepper:
         """A fresh run, after its first step, which prepares much."""
-        made = Stepper(changed(BASE, {**self.changes, "updates": schedule}), SIZE, CPU)
+        made = Stepper(BASE.having({**self.changes, "updates": schedule}), SIZE, CPU)
         made()
         return made
 

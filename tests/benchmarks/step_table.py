@@ -99,13 +99,6 @@ HEADER = f"{'schedule':11}{'setting':22}" + "".join(
 )
 
 
-def changed(config: RunConfig, changes: Changes) -> RunConfig:
-    """A copy with these leaves."""
-    for path, value in changes.items():
-        config = config.at(path, value)
-    return config
-
-
 class Stepper:
     """A fresh run on one synthetic batch, a step per call."""
 
@@ -157,7 +150,7 @@ def flops(config: RunConfig, size: int, device: torch.device) -> float:
     """
     plain = {f"speed.{name}": leaf for name, leaf in SpeedConfig().flat().items()}
     few = min(config.batch, 2)
-    stepper = Stepper(changed(config, {**plain, "batch": few}), size, device)
+    stepper = Stepper(config.having({**plain, "batch": few}), size, device)
     with FlopCounter() as counter:
         stepper()
     return float(counter.total / few * config.batch)
@@ -241,7 +234,7 @@ def rows(base: RunConfig, size: int, device: torch.device, steps: int, limit: fl
         config = base.at("updates", schedule)
         work = flops(config, size, device)
         for setting, changes in SETTINGS.items():
-            mine = changed(config, changes)
+            mine = config.having(changes)
             precision = mine.speed.precision
             try:
                 with at_most(min(ROW_SECONDS, deadline - time.monotonic())):
@@ -333,7 +326,7 @@ def main() -> None:
     told = parser.parse_args()
     device = torch.device(told.device)
     torch.set_flush_denormal(True)
-    base = changed(PUBLISHED, {"batch": told.batch, "net.width": told.width})
+    base = PUBLISHED.having({"batch": told.batch, "net.width": told.width})
     print(f"{machine(device)}; batch {told.batch}, {told.size} x {told.size}, width {told.width:g}")
     print(HEADER, flush=True)
     done = []
@@ -347,7 +340,7 @@ def main() -> None:
     if told.profile:
         ran = [row for row in done if row.ms is not None and row.schedule == "fused"]
         for setting in {row.setting: None for row in (*ran[:1], *sorted(ran, key=lambda row: row.ms or 0)[:1])}:
-            print(f"\nfused, {setting.strip()}: {profile(changed(base, SETTINGS[setting]), told.size, device)}")
+            print(f"\nfused, {setting.strip()}: {profile(base.having(SETTINGS[setting]), told.size, device)}")
 
 
 if __name__ == "__main__":

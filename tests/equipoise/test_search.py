@@ -9,7 +9,7 @@ import pytest
 
 from equipoise.config import STUDY_2022, RunConfig
 from equipoise.monitor import Verdict
-from equipoise.search import FLOOR, Choice, Point, Range, Space, check, coordinates, draw, place, rank, value, violation
+from equipoise.search import FLOOR, Choice, Point, Range, Space, check, coordinates, draw, rank, value, violation
 
 SPACE: Space = {
     "optim.lr": Range(2e-5, 2e-3),
@@ -93,14 +93,14 @@ class TestPoints:
 
     def test_a_point_is_placed_in_a_run_and_found_there_again(self) -> None:
         point: Point = {"optim.lr": 1e-3, "loss.cycle": 5.0, "loss.adversarial": "hinge"}
-        run = place(RunConfig(), point)
+        run = RunConfig().having(point)
         assert (run.optim.lr, run.loss.cycle, run.loss.adversarial) == (1e-3, 5.0, "hinge")
         assert coordinates(run, SPACE) == point
-        assert place(run, {}) == run
+        assert run.having({}) == run
 
     def test_a_point_with_a_misspelt_path_is_refused(self) -> None:
         with pytest.raises(KeyError, match="lrr"):
-            place(RunConfig(), {"optim.lrr": 1e-3})
+            RunConfig().having({"optim.lrr": 1e-3})
 
     def test_both_ends_belong_to_the_space(self) -> None:
         for lr in (2e-5, 2e-3):

@@ -109,9 +109,7 @@ OTHERWISE: list[dict[str, Leaf]] = [
 
 @pytest.mark.parametrize("switches", OTHERWISE, ids=str)
 def test_where_nobody_moves_both_schedules_find_the_same_gradients_and_signals(switches: dict[str, Leaf]) -> None:
-    config = run(1e-30, low="net.low" not in switches)
-    for path, value in switches.items():
-        config = config.at(path, value)
+    config = run(1e-30, low="net.low" not in switches).having(switches)
     nets = [make_net(config.net) for _ in range(2)]
     told = [step(net, config, updates=updates) for net, updates in zip(nets, ("fused", "sequential"), strict=True)]
     for (name, ours), theirs in zip(nets[0].named_parameters(), nets[1].parameters(), strict=True):

@@ -324,9 +324,7 @@ SWITCHES: dict[str, dict[str, Leaf]] = {
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_switch_trains_and_continues_bit_for_bit(switch: str, tiny: RunConfig, cohort: Cohort) -> None:
-    config = tiny.at("steps", 4)
-    for path, value in SWITCHES[switch].items():
-        config = config.at(path, value)
+    config = tiny.at("steps", 4).having(SWITCHES[switch])
     whole = list(fit(config, cohort))
     resumed = list(fit(config, cohort, resume=stopped(config, cohort, 2)))
     assert [p.signals for p in resumed] == [p.signals for p in whole[2:]]

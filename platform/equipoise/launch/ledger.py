@@ -83,7 +83,7 @@ class Ledger:
         if not known:
             self._optuna.set_user_attr("question", study.question)
             for point in study.first[: study.points]:
-                self._optuna.enqueue_trial(search.coordinates(search.place(study.run, point), study.space))
+                self._optuna.enqueue_trial(search.coordinates(study.run.having(point), study.space))
         self._orphans = deque(t.number for t in self._optuna.get_trials(states=(TrialState.RUNNING,)))
         self._open: dict[int, optuna.trial.Trial] = {}
         pruned = self._optuna.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
@@ -99,7 +99,7 @@ class Ledger:
             trial = self._optuna.ask()
         else:
             return None
-        config = search.place(self.study.run, search.draw(trial, self.study.space))
+        config = self.study.run.having(search.draw(trial, self.study.space))
         name = f"{trial.number:04d}-{config.fingerprint[:8]}"
         trial.set_user_attr("run", name)
         self._open[trial.number] = trial
