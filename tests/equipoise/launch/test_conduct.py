@@ -1,11 +1,11 @@
 """A study, started as a user starts it: real Ray, real W&B files, a real kill."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -15,6 +15,7 @@ from equipoise.launch.ledger import journal
 from equipoise.record import Record
 from equipoise.study import StudyFolder
 from equipoise.wandb_file import history, summary
+from slicestore.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).with_name("tiny_study.py")
@@ -151,9 +152,9 @@ def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
     assert "Traceback" not in done.stderr
 
 
-def test_a_damaged_store_is_told_before_anything_is_started(store: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged.zarr"
-    shutil.copytree(store, damaged)
+def test_a_damaged_store_is_told_before_anything_is_started(make_store: Callable[..., Store], tmp_path: Path) -> None:
+    # Of its own content: a copy of another test's store would be taken from memory while a worker of that still lives.
+    damaged = make_store(tmp_path, slices=7).path
     shard = next(damaged.glob("source/*/image/c/0/0/0"))
     content = bytearray(shard.read_bytes())
     content[300] ^= 1
