@@ -32,7 +32,7 @@ from equipoise.objective import segmentation_terms
 from equipoise.panels import Panels
 from equipoise.ranks import Ranks
 from equipoise.schedules import rates
-from equipoise.shelf import Slices
+from equipoise.shelf import Slices, framed
 from equipoise.speed import autocast
 from equipoise.train import Progress, Run, fit, look
 from slicestore.errors import InputError
@@ -134,7 +134,8 @@ def taught_by_target(config: RunConfig, cohort: Cohort, store: Store) -> Cohort:
     label = np.concatenate([store.read(e, "label") for e in entries if e.labelled])
     found = shelf.take(rows)
     taught = copy.copy(cohort)
-    slices = Slices(found.image, torch.from_numpy(label).to(cohort.device), found.subject)
+    drawn = framed(torch.from_numpy(label).to(cohort.device), config.data.frame)
+    slices = Slices(found.image, drawn, found.subject)
     taught.train = {"source": slices, "target": shelf}
     return taught
 

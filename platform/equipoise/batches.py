@@ -80,6 +80,7 @@ class Cohort:
                 device,
                 channels=config.net.channels,
                 clip=config.data.percentile > 0,
+                frame=config.data.frame,
                 resident=resident,
                 pool=self._pool,
                 ahead=self._ahead,

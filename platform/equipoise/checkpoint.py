@@ -20,7 +20,7 @@ from equipoise.ranks import Ranks
 from slicestore.errors import InputError
 
 KEPT = 2
-"""Checkpoints that a run keeps: the newest, and the one before it in case the newest turns out damaged."""
+"""Checkpoints that a run keeps at least: the newest, and the one before it in case the newest turns out damaged."""
 
 
 class State(NamedTuple):
@@ -30,8 +30,8 @@ class State(NamedTuple):
     own: dict[str, Any]
 
 
-def save(folder: Path, step: int, state: State, ranks: Ranks) -> None:
-    """Write the state of `step`, then let go of all but the newest checkpoints. Every rank of the group must call."""
+def save(folder: Path, step: int, state: State, ranks: Ranks, *, kept: int = KEPT) -> None:
+    """Write the state of `step`, then let go of all but the `kept` newest. Every rank of the group must call."""
     final = folder / f"step-{step:06d}"
     partial = folder / f".{final.name}.partial"
     partial.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def save(folder: Path, step: int, state: State, ranks: Ranks) -> None:
     if ranks.rank == 0:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        for old in _complete(folder)[:-KEPT]:
+        for old in _complete(folder)[:-kept]:
             shutil.rmtree(old)
     ranks.wait()
 
@@ -50,6 +50,17 @@ def save(folder: Path, step: int, state: State, ranks: Ranks) -> None:
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint, if there is one."""
     return next(reversed(_complete(folder)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Let go of every checkpoint that was written after `step`, the newest first."""
+    for late in reversed([found for found in _complete(folder) if step_of(found) > step]):
+        shutil.rmtree(late)
 
 
 def load(checkpoint: Path, rank: int) -> State:

@@ -215,6 +215,48 @@ def dashboard(
     serve(StudyFolder.open(folder) if folder else latest_study(results), host=host, port=port)
 
 
+def diagnose(
+    path: Positional[Path],
+    /,
+    run: str | None = None,
+    steps: int | None = None,
+    upto: int | None = None,
+    picture: Path | None = None,
+    term: tuple[str, ...] = (),
+) -> None:
+    """Judge runs after the fact, whoever trained them: what diverged, when it began, when it was certain.
+
+    Args:
+        path: a run's or a study's folder; or somebody's losses: a CSV table, TensorBoard's event files or a folder of
+            them, CycleGAN's loss_log.txt.
+        run: the one run to judge, where there are several.
+        steps: the planned length of runs of which only curves are known; by default they are taken to have ended.
+        upto: the step after which everything is cut away before it is judged.
+        picture: a PNG file to draw the curves into, with onset and alarm.
+        term: what signals mean, where their names do not say it, such as loss/cycle_t=my/tag.
+    """
+    from equipoise.curve_picture import check, draw
+    from equipoise.diagnose import diagnoses
+
+    if picture is not None:
+        check(picture)
+    for line in term:
+        if not all(line.partition("=")):
+            raise InputError(
+                "--term", found=line, rule="a term is our name = a tag", remedy="write --term loss/cycle_t=my/tag"
+            )
+    found = diagnoses(path, run=run, steps=steps, upto=upto, terms=dict(line.split("=", 1) for line in term))
+    console = Console()
+    brief = found.ours and len(found.runs) > 1
+    for diagnosis in found.runs:
+        for line in list(diagnosis.lines())[: 1 if brief else None]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in found.passed_over:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if picture is not None:
+        draw(found.runs, picture)
+
+
 def doctor() -> None:
     """Say what is installed, what this machine can do, which W&B mode there is, and what mends what is missing."""
     console = Console()
@@ -244,7 +286,7 @@ def _can(setting: str, value: bool | str) -> str:
     return "yes"
 
 
-COMMANDS = {c.__name__: later(c) for c in (prepare, store, phantom, train, report, dashboard, doctor)}
+COMMANDS = {c.__name__: later(c) for c in (prepare, store, phantom, train, report, dashboard, diagnose, doctor)}
 Settings = TypeVar("Settings")
 
 

@@ -13,16 +13,19 @@ from types import MappingProxyType
 from typing import Literal
 
 from equipoise.config_base import Config, Leaf, require
+from equipoise.config_game import BalanceConfig, CriticConfig, RecoveryConfig
 from slicestore.settings import LEVELS
 
-AdversarialName = Literal["lsgan", "ns", "hinge"]
-ScheduleName = Literal["constant", "linear_half"]
+AdversarialName = Literal["lsgan", "ns", "hinge", "ra_lsgan", "rp", "wgan_gp"]
+ScheduleName = Literal["constant", "linear_half", "cosine"]
 LimitsName = Literal["domain", "pooled", "fixed"]
 SplitName = Literal["subject", "slice"]
 EncoderNorm = Literal["batch", "batch_per_domain", "instance", "group"]
 BatchStatistics = Literal["running", "stale", "fixed"]
 BatchNormOver = Literal["batch", "worker"]
 ImageNorm = Literal["instance", "none"]
+CriticNorm = Literal["instance", "spectral", "both", "none"]
+CriticLayers = Literal[2, 3]
 Initial = Literal["truncated_normal", "glorot"]
 HeadStride = Literal[8, 4, 2]
 CriticInput = Literal["logits", "softmax"]
@@ -106,6 +109,10 @@ class DataConfig(Config):
     """Share of a batch's source slices that are drawn from slices with foreground, the others from those without; 0
     takes them as they come."""
 
+    frame: int = 0
+    """Pixels of 0, a mid-grey, put round every slice on each side: what the 2022 study's zero padding made of its
+    images, on any store. Its slices of about 224 pixels in 352 had 64."""
+
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -118,6 +125,8 @@ class DataConfig(Config):
             f"must be one of {', '.join(map(str, (0, *LEVELS)))}",
         )
         require("data.foreground", self.foreground, 0 <= self.foreground <= 1, "must lie in [0, 1]")
+        framed = self.frame >= 0 and self.frame % 4 == 0
+        require("data.frame", self.frame, framed, "must be a multiple of 4, so that sides stay multiples of 8")
         require(
             "data.percentile",
             self.percentile,
@@ -178,10 +187,20 @@ class NetConfig(Config):
     each `worker`'s own, which saves the exchange."""
 
     image_norm: ImageNorm = "instance"
-    """What normalises generator, decoder and critics; `none` is a defect of the 2022 port, which lost it."""
+    """What normalises generator and decoder; `none` is a defect of the 2022 port, which lost it."""
+
+    critic_norm: CriticNorm = "instance"
+    """What holds the critics: `instance` norm, as published; `spectral`, every convolution divided by its largest
+    singular value (Miyato et al., ICLR 2018), instead of it; `both`; or `none`, the 2022 port's defect."""
 
     critic_bias: bool = False
     """Whether the critics' convolutions have biases."""
+
+    critic_layers: CriticLayers = 3
+    """Halvings in a critic: 3 as published, which sees patches of 70 pixels; 2 sees 34."""
+
+    critic_channels: int = 64
+    """Channels of a critic's first layer before `width`; the others follow by doubling."""
 
     initial: Initial = "truncated_normal"
     """How weights start: normal, cut at two sigma, as published, or `glorot` (Glorot and Bengio, 2010, uniform), the
@@ -194,6 +213,7 @@ class NetConfig(Config):
         require("net.channels", self.channels, odd, "must be odd, so that there is a middle slice: 1 or 3")
         require("net.classes", self.classes, self.classes >= 2, "must be at least 2: background and one structure")
         require("net.width", self.width, 0 < self.width <= 4, "must lie in (0, 4]")
+        require("net.critic_channels", self.critic_channels, self.critic_channels >= 1, "must be at least 1")
         for name in ("encoder_dropout", "decoder_dropout"):
             require(f"net.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
         require(
@@ -209,7 +229,7 @@ class LossConfig(Config):
     """Weights of the SIFA objective."""
 
     adversarial: AdversarialName = "lsgan"
-    """The game that all critics play; a key of `losses.ADVERSARIAL`."""
+    """The game that all critics play; see `games`. `rp` needs critic.penalty r1r2, `wgan_gp` needs gp."""
 
     lsgan_fake: float = 0.0
     """What a least-squares critic is to say of fakes (a of Mao et al., ICCV 2017)."""
@@ -228,6 +248,10 @@ class LossConfig(Config):
 
     adv_image: float = 1.0
     """Adversarial term of the images x_st (critic D_t) and x_ts (critic D_s)."""
+
+    identity: float = 0.0
+    """L1 distance of G's translation of a target image from that image (CycleGAN); 0 leaves it out. The decoder has no
+    such term, since the encoder never sees source images."""
 
     segmentation: float = 1.0
     """Factor on every segmentation loss: cross-entropy and Dice, both segmenters' games, the auxiliary game. 0 is
@@ -278,6 +302,9 @@ class LossConfig(Config):
     adv_p_full_epoch: int = 0
     """Epoch from which the game of predictions has its whole weight, in equal rises; 7 in v1."""
 
+    adv_p_warmup: float = 0.0
+    """Share of the run in which the game of predictions gains its weight, linearly from 0; instead of the epochs."""
+
     aux: float = 0.1
     """Adversarial term that aligns the encoder through D_s's second output."""
 
@@ -309,6 +336,13 @@ class LossConfig(Config):
             self.adv_p_full_epoch,
             self.adv_p_full_epoch >= self.adv_p_from_epoch >= 0,
             f"must not come before loss.adv_p_from_epoch ({self.adv_p_from_epoch}), nor that before 0",
+        )
+        require("loss.adv_p_warmup", self.adv_p_warmup, self.adv_p_warmup <= 1, "must lie in [0, 1]")
+        require(
+            "loss.adv_p_warmup",
+            self.adv_p_warmup,
+            not (self.adv_p_warmup and self.adv_p_full_epoch),
+            f"must be 0 where loss.adv_p_full_epoch ({self.adv_p_full_epoch}) says when the game is whole",
         )
         defaults = {leaf.name: leaf.default for leaf in fields(self)}
         tversky = self.overlap != "dice"
@@ -343,7 +377,15 @@ class OptimConfig(Config):
     """Second-moment decay of every player."""
 
     schedule: ScheduleName = "constant"
-    """`constant` (v2), or `linear_half`: constant for half of the steps, then linearly to 0 (v1's option)."""
+    """`constant` (v2); `linear_half`: constant for half of the steps, then linearly to 0 (v1's option); or `cosine`:
+    half a wave from the whole rate to 0 over the run."""
+
+    clip: float = 0.0
+    """Largest norm of a player's gradient, beyond which it is scaled down; 0 clips nothing."""
+
+    ema: float = 0.999
+    """Decay of the running mean of all weights but the critics'; both it and the raw weights are scored at every
+    evaluation. It starts lower, at step n (1 + n) / (10 + n); 0 keeps none."""
 
     segmenter_decay: float = 1.0
     """Factor on the encoder's and segmenters' rate every `segmenter_decay_epochs`; 0.9 in v1."""
@@ -366,6 +408,8 @@ class OptimConfig(Config):
             self.segmenter_decay_epochs >= 1,
             "must be at least 1",
         )
+        require("optim.clip", self.clip, self.clip >= 0, "must not be negative")
+        require("optim.ema", self.ema, 0 <= self.ema < 1, "must lie in [0, 1)")
         require("optim.epoch_steps", self.epoch_steps, self.epoch_steps >= 0, "must not be negative")
         for name in ("beta1", "beta2"):
             require(f"optim.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
@@ -373,7 +417,10 @@ class OptimConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MonitorConfig(Config):
-    """When a loss counts as exploded and a critic as winning."""
+    """When a run counts as exploded, saturated, collapsed or blurry, and a critic as winning."""
+
+    horizon_steps: int = 0
+    """Steps over which the stability S is measured, so that runs of different lengths compare; 0 is the whole run."""
 
     block_steps: int = 50
     """Steps whose signals are averaged before they are judged, at 20 000 steps or more; see `monitor.Horizon`."""
@@ -388,15 +435,35 @@ class MonitorConfig(Config):
     """The same for the segmentation and the generator's total loss."""
 
     gap_growth: float = 3.0
-    """The same for 1 + E D(real) - E D(fake), which stands in for a generator loss that may be negative."""
+    """The same for 1 + (E D(real) - E D(fake)) / scale, which stands in for a generator loss that may be negative."""
+
+    saturation: float = 0.3
+    """Share of pixels at the ends of tanh, beyond that of real images, at which a generator counts as saturated."""
+
+    diversity: float = 0.2
+    """Mean distance between translations, as a share of that between real images, below which they have collapsed."""
+
+    foreground_factor: float = 10.0
+    """A predicted foreground this many times larger, or smaller, than the source masks' counts as collapsed."""
+
+    sharpness: float = 0.6
+    """Energy of a translation's gradients, as a share of the real images', below which a run is blurry."""
+
+    evaluations: int = 3
+    """Evaluations in a row that must show a collapse, or blur."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         Config.__post_init__(self)
-        require("monitor.block_steps", self.block_steps, self.block_steps >= 1, "must be at least 1")
+        require("monitor.horizon_steps", self.horizon_steps, self.horizon_steps >= 0, "must not be negative")
+        for name in ("block_steps", "evaluations"):
+            require(f"monitor.{name}", getattr(self, name), getattr(self, name) >= 1, "must be at least 1")
         require("monitor.win_auc", self.win_auc, 0.5 < self.win_auc <= 1, "must lie in (0.5, 1]")
-        for name in ("cycle_growth", "loss_growth", "gap_growth"):
+        for name in ("cycle_growth", "loss_growth", "gap_growth", "foreground_factor"):
             require(f"monitor.{name}", getattr(self, name), getattr(self, name) > 1, "must exceed 1")
+        require("monitor.saturation", self.saturation, 0 < self.saturation <= 1, "must lie in (0, 1]")
+        for name in ("diversity", "sharpness"):
+            require(f"monitor.{name}", getattr(self, name), 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -428,8 +495,11 @@ class RunConfig(Config):
     data: DataConfig = field(default_factory=DataConfig)
     net: NetConfig = field(default_factory=NetConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
     updates: Updates = "fused"
@@ -474,8 +544,18 @@ class RunConfig(Config):
             ("loss.seg_low", self.loss.seg_low, 0.1, self.net.low, "net.low"),
             ("loss.adv_p_low_ratio", self.loss.adv_p_low_ratio, 0.1, self.net.low, "net.low"),
             ("pool_by", self.pool_by, "batch", self.pool > 0, "a pool"),
+            ("critic.smoothing", self.critic.smoothing, 0.0, self.loss.adversarial == "ns", 'loss.adversarial "ns"'),
         ):
             require(path, value, acts or value == plain, f"has no effect without {where}")
+        require(
+            "monitor.horizon_steps",
+            self.monitor.horizon_steps,
+            self.monitor.horizon_steps <= self.steps,
+            f"must not exceed steps ({self.steps}): stability cannot be measured beyond the run's end",
+        )
+        self._check_penalty()
+        balanced = self.balance.mode == "static" or self.loss.cycle > 0
+        require("balance.mode", self.balance.mode, balanced, "needs loss.cycle above 0, by which it weighs the games")
         together = self.batch if self.net.batch_norm_over == "batch" else self.batch // self.workers
         alone = self.net.encoder_norm.startswith("batch") and self.net.batch_statistics != "fixed" and together == 1
         require(
@@ -484,6 +564,30 @@ class RunConfig(Config):
             not alone,
             "batch norm needs at least 2 slices a step (a worker, with net.batch_norm_over worker); take more, or set "
             "net.encoder_norm to instance or group",
+        )
+
+    def _check_penalty(self) -> None:
+        """A game's penalty is the one that it needs, or one that it can have."""
+        game, penalty = self.loss.adversarial, self.critic.penalty
+        needed = {"rp": "r1r2", "wgan_gp": "gp"}.get(game)
+        require(
+            "critic.penalty",
+            penalty,
+            needed in (None, penalty),
+            f"must be {needed!r} where loss.adversarial is {game!r}, which does not converge without it",
+        )
+        require(
+            "critic.penalty",
+            penalty,
+            penalty != "gp" or game == "wgan_gp",
+            f"belongs to loss.adversarial 'wgan_gp'; with {game!r} take none, r1, r1r2 or gp0_mix",
+        )
+        free = self.recovery.times == 0 or self.recovery.remedy != "penalty" or penalty == "none"
+        require(
+            "recovery.remedy",
+            self.recovery.remedy,
+            free,
+            f"turns a penalty on, but critic.penalty is {penalty!r} already; take halve_rate",
         )
 
 
@@ -508,19 +612,20 @@ STUDY_2022 = PUBLISHED.having(
 )
 """The settings of the 2022 study that blew up; its port's defects are not among them: see `DEFECTS`."""
 
-DEFECTS: Mapping[str, tuple[str, Leaf]] = MappingProxyType(
+DEFECTS: Mapping[str, Mapping[str, Leaf]] = MappingProxyType(
     {
-        "no instance norm": ("net.image_norm", "none"),
-        "stale batch norm": ("net.batch_statistics", "stale"),
-        "fixed batch norm": ("net.batch_statistics", "fixed"),
-        "glorot": ("net.initial", "glorot"),
-        "pooled limits": ("data.limits", "pooled"),
-        "split by slice": ("data.split", "slice"),
-        "tenfold rate": ("optim.lr", 2e-3),
+        "no instance norm": {"net.image_norm": "none", "net.critic_norm": "none"},
+        "stale batch norm": {"net.batch_statistics": "stale"},
+        "fixed batch norm": {"net.batch_statistics": "fixed"},
+        "glorot": {"net.initial": "glorot"},
+        "grey frame": {"data.frame": 64},
+        "pooled limits": {"data.limits": "pooled"},
+        "split by slice": {"data.split": "slice"},
+        "tenfold rate": {"optim.lr": 2e-3},
     }
 )
-"""What the 2022 port did otherwise than the published code, each as the setting that regenerates it alone; its zero
-padding is made with the store, `equipoise prepare --preset seed2022`."""
+"""What the 2022 port did otherwise than the published code, each as the settings that regenerate it alone. A store with
+its very padding, crop and size is made by `equipoise prepare --preset seed2022`."""
 
 VESSEL = PUBLISHED.having({"net.head_stride": 2, "loss.cross_entropy": "balanced"})
 """For structures a few pixels wide: the switches that helped in `studies/vessels.py`, and no others."""

@@ -6,6 +6,7 @@ Knows how settings are reached, checked and named; knows none of them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -33,30 +34,33 @@ class Config:
 
         Raises:
             KeyError: no leaf is called `path`; the message lists those that are.
-            ValueError: the value breaks the leaf's rule.
+            ValueError: the value breaks a rule.
         """
-        head, _, rest = path.partition(".")
-        names = [f.name for f in dataclasses.fields(typing.cast(Any, self))]
-        if head not in names:
-            raise KeyError(f"{type(self).__name__} has no setting {head!r}; it has {', '.join(names)}")
-        old = getattr(self, head)
-        if isinstance(old, Config) != bool(rest):
-            raise KeyError(
-                f"{path!r} does not end at a setting: {head!r} is {'a group' if isinstance(old, Config) else 'a leaf'}"
-            )
-        changed: Self = dataclasses.replace(typing.cast(Any, self), **{head: old.at(rest, value) if rest else value})
-        return changed
+        return self.having({path: value})
 
     def having(self, changes: Mapping[str, Leaf]) -> Self:
-        """A copy with several leaves changed, in their order.
+        """A copy with several leaves changed at once; what only holds between settings must hold of all of them.
 
         Raises:
             KeyError: as `at`.
-            ValueError: as `at`; what only holds between settings must hold after each.
+            ValueError: as `at`.
         """
-        changed = self
+        names = [f.name for f in dataclasses.fields(typing.cast(Any, self))]
+        own: dict[str, Any] = {}
+        groups: dict[str, dict[str, Leaf]] = {}
         for path, value in changes.items():
-            changed = changed.at(path, value)
+            head, _, rest = path.partition(".")
+            if head not in names:
+                raise KeyError(f"{type(self).__name__} has no setting {head!r}; it has {', '.join(names)}")
+            if isinstance(getattr(self, head), Config) != bool(rest):
+                kind = "a leaf" if rest else "a group"
+                raise KeyError(f"{path!r} does not end at a setting: {head!r} is {kind}")
+            if rest:
+                groups.setdefault(head, {})[rest] = value
+            else:
+                own[head] = value
+        own |= {head: getattr(self, head).having(inner) for head, inner in groups.items()}
+        changed: Self = dataclasses.replace(typing.cast(Any, self), **own)
         return changed
 
     def flat(self) -> dict[str, Leaf]:
@@ -97,6 +101,7 @@ def _is_group(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Config)
 
 
+@functools.cache
 def _hints(cls: type[Config]) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(typing.cast(Any, cls))}

@@ -8,7 +8,7 @@ begins, and a sentence below the figure says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +20,11 @@ LOSSES = {
     "loss/cycle_t": "cycle, target",
     "loss/segmentation": "segmentation",
     "loss/generator": "generator, total",
-    "critic/gap_t": "margin of D_t, hinge",
+    "critic/gap_t": "margin of D_t",
 }
-"""Curves on a logarithmic axis, with the words above them. Each run shows those that can explode in it."""
+"""Curves with the words above them. Each run shows those that can explode in it."""
+LINEAR = ("critic/gap_t",)
+"""What may be negative in health; other losses have a logarithmic axis."""
 CRITICS = {"auc/t": "D_t", "auc/s": "D_s", "auc/p": "D_p1", "auc/p_low": "D_p2"}
 """The critics that can win, by the names of the paper."""
 POINTS = 120_000
@@ -30,25 +32,29 @@ POINTS = 120_000
 
 
 def losses(runs: Sequence[Run], best: Run | None) -> Figure:
-    """Curves of the losses that can explode, on a logarithmic axis, with each divergence's onset.
+    """Curves of the losses that can explode, with each onset.
 
-    A hinge game's generator loss may be negative: as for the monitor, its critic's margin stands in for it.
+    Where a game's generator loss may be negative its critic's margin, E D(real) - E D(fake), stands in for it, as for
+    the monitor.
     """
     shown = {signal: title for signal, title in LOSSES.items() if any(signal in watched(run.config) for run in runs)}
-    return _curves(runs, best, shown, log=True)
+    return _curves(runs, best, shown, log=[signal for signal in shown if signal not in LINEAR])
 
 
 def critics(runs: Sequence[Run], best: Run | None) -> Figure:
     """How well each critic tells real from fake: 0.5 is a guess, the dotted line is where a critic wins."""
-    made = _curves(runs, best, CRITICS, log=False)
+    made = _curves(runs, best, CRITICS, log=())
     for limit in sorted({run.config.monitor.win_auc for run in runs}):
         made.figure.add_hline(limit, line={"dash": "dot", "color": SOFT, "width": 1})
     made.figure.update_layout({f"yaxis{i}": {"range": [0, 1.03]} for i in range(1, len(CRITICS) + 1)})
     return made
 
 
-def _curves(runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *, log: bool) -> Figure:
-    """Panels side by side, a line a run; over each an axis from 0 to 1, for marks that have no value."""
+def _curves(runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *, log: Container[str]) -> Figure:
+    """Panels side by side, a line a run; over each an axis from 0 to 1, for marks that have no value.
+
+    `log`: the signals on a logarithmic axis.
+    """
     from plotly.subplots import make_subplots
 
     count = len(panels)
@@ -65,8 +71,8 @@ def _curves(runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *,
                 if not _judged(run, signal):
                     continue
                 steps, values = run.curve(signal)
-                shown = np.where(np.isfinite(values) & (values > 0 if log else True), values, np.nan)
-                notes += _gaps(run, signal, steps, values, log)
+                shown = np.where(np.isfinite(values) & (values > 0 if signal in log else True), values, np.nan)
+                notes += _gaps(run, signal, steps, values, signal in log)
                 figure.add_scatter(
                     x=steps[::every].astype(np.int32),
                     y=shown[::every].astype(np.float32),
@@ -81,10 +87,10 @@ def _curves(runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *,
                 )
                 _mark(figure, run, signal, (name, i, i + count), steps, shown, values)
     figure.update_xaxes(title="step", rangemode="tozero")
-    for i in range(1, count + 1):
+    for i, signal in enumerate(panels, start=1):
         over = {"overlaying": f"y{i}", "anchor": f"x{i}", "range": [0, 1], "visible": False, "fixedrange": True}
         figure.update_layout({f"yaxis{count + i}": over})
-        if log:
+        if signal in log:
             figure.update_layout({f"yaxis{i}": {"type": "log", "dtick": "D2", "tickformat": "~g"}})
     return Figure(styled(figure, 400, legend=1.1), notes)
 
@@ -105,7 +111,7 @@ def _lines(runs: Sequence[Run], best: Run | None) -> list[tuple[str, list[Run], 
         (f"{words(kind)} ({len(group)})", group, _Line(LOOKS[kind].colour, 1.1, "solid", ranks[kind]))
         for kind, group in by_kind(others)
     ]
-    order = ("censored", "unfinished", "stable", "d_wins", "diverged")
+    order = ("censored", "unfinished", *LOOKS)
     groups.sort(key=lambda group: order.index(group[1][0].kind))
     if best is not None:
         groups.append((f"best point ({words(best.kind)})", [best], _Line(INK, 2.2, "solid", len(LOOKS))))
@@ -160,7 +166,7 @@ def _mark(
 
 
 def _onsets(run: Run, signal: str) -> list[int]:
-    """A critic's panel shows its own win, every other one the onset of the divergence."""
+    """A critic's panel shows its own win, every other one the step at which the run began to fail."""
     if run.verdict is None:
         return []
     if signal.startswith("auc/"):

@@ -7,7 +7,7 @@ A value that is not finite is never drawn as a number: a sentence below the figu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.record import CONFIRM, Record, Row
 from equipoise.study import Study
+from equipoise.survival import survival as kaplan_meier
 
 INK, SOFT, LINE, GRID = "#1b2430", "#667080", "#b9c0c9", "#e7eaee"
 
@@ -31,7 +32,11 @@ class Look(NamedTuple):
 
 LOOKS = {
     "stable": Look("#17795e", "circle"),
+    "blurry": Look("#5f8a1c", "triangle-up"),
     "d_wins": Look("#b06f00", "diamond"),
+    "recovered": Look("#7a4f94", "hexagon"),
+    "collapsed": Look("#8c4a2f", "square"),
+    "saturated": Look("#d0561f", "cross"),
     "diverged": Look("#c2272d", "x"),
     "censored": Look("#858d99", "circle-open"),
     "unfinished": Look("#3f74b5", "square-open"),
@@ -139,49 +144,41 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
 
 
 def survival(points: Sequence[Run]) -> Figure | None:
-    """Share of points that have not diverged, by game (Kaplan-Meier); None where no point diverged."""
+    """Share of points that have not begun to fail, by game (Kaplan-Meier); None where no point failed."""
     import plotly.graph_objects as go
 
-    if not any(run.kind == "diverged" for run in points):
+    if all(onset(run) is None for run in points):
         return None
     figure = go.Figure()
-    colours = ("#1f4e8c", "#b0543c", "#5b7f2b", "#7a4f94")
+    colours = ("#1f4e8c", "#b0543c", "#5b7f2b", "#7a4f94", "#2f8f8f", "#a8862b")
     for i, game in enumerate(sorted({run.config.loss.adversarial for run in points})):
         group = [run for run in points if run.config.loss.adversarial == game]
-        times = [_lasted(run) for run in group]
-        diverged = [run.kind == "diverged" for run in group]
-        curve = kaplan_meier(times, diverged)
-        curve.append((max(times), curve[-1][1]))
+        onsets = [onset(run) for run in group]
+        curve = kaplan_meier(onsets, [max(run.steps, at or 0) for run, at in zip(group, onsets, strict=True)])
+        curve.append(
+            (max(run.steps if at is None else at for run, at in zip(group, onsets, strict=True)), curve[-1][1])
+        )
         colour = colours[i % len(colours)]
         figure.add_scatter(
             x=[t for t, _ in curve], y=[share for _, share in curve], mode="lines", legendgroup=game,
-            name=f"{game} ({sum(diverged)} of {len(group)} diverged)",
+            name=f"{game} ({len(group) - onsets.count(None)} of {len(group)} failed)",
             line={"shape": "hv", "color": colour, "width": 2.2},
             hovertemplate=f"{game}: %{{y:.2f}} from step %{{x}} on<extra></extra>",
         )  # fmt: skip
-        ends = [t for t, event in zip(times, diverged, strict=True) if not event]
+        ends = [run.steps for run, at in zip(group, onsets, strict=True) if at is None]
         figure.add_scatter(
             x=ends, y=[next(share for at, share in reversed(curve) if at <= t) for t in ends], mode="markers",
             marker={"symbol": "line-ns-open", "size": 10, "color": colour}, legendgroup=game, showlegend=False,
-            hovertemplate=f"{game}: a run ended at step %{{x}} without diverging<extra></extra>",
+            hovertemplate=f"{game}: a run ended at step %{{x}} without failing<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="step", rangemode="tozero")
-    figure.update_yaxes(title="share not diverged", range=[-0.03, 1.05])
+    figure.update_yaxes(title="share not failing", range=[-0.03, 1.05])
     return Figure(styled(figure, 360), [])
 
 
-def kaplan_meier(times: Iterable[int], events: Iterable[bool]) -> list[tuple[int, float]]:
-    """The survival curve as corners (time, share from then on), beginning with (0, 1).
-
-    An end without an event counts as under observation up to its own time, events at that time included.
-    """
-    ends = sorted(zip(times, events, strict=True))
-    curve, share = [(0, 1.0)], 1.0
-    for time in sorted({t for t, event in ends if event}):
-        at_risk = sum(t >= time for t, _ in ends)
-        share *= 1 - sum(event for t, event in ends if t == time) / at_risk
-        curve.append((time, share))
-    return curve
+def onset(run: Run) -> int | None:
+    """Step at which a run began to fail: to diverge, saturate or collapse, recovered afterwards or not."""
+    return run.verdict.onset if run.verdict else None
 
 
 def about(run: Run) -> str:
@@ -193,10 +190,6 @@ def by_kind(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     """Runs by verdict, in the order in which verdicts are told."""
     groups = [(kind, [run for run in runs if run.kind == kind]) for kind in LOOKS]
     return [(kind, group) for kind, group in groups if group]
-
-
-def _lasted(run: Run) -> int:
-    return run.verdict.onset if run.verdict and run.verdict.onset is not None else run.steps
 
 
 def _role(run: Run, best: Run | None) -> str:

@@ -24,21 +24,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from equipoise.config import RunConfig
-from equipoise.losses import game
-from equipoise.nets import Features, Sifa
+from equipoise.config import LossConfig, RunConfig
+from equipoise.losses import cycle
+from equipoise.nets import Critic, Features, Sifa
 from equipoise.objective import (
-    critic_terms,
     cycle_terms,
     image_loss,
+    match,
+    matches_s,
     meaning_loss,
     segmentation_terms,
     shown,
-    verdict,
-    verdicts_s,
 )
 from equipoise.players import SIDES, Players, norms_of_sides
 from equipoise.ranks import Ranks
+from equipoise.referee import Matches, Referee
 from equipoise.speed import autocast
 from equipoise.step import Batch, Images, Pools, Signals, extents, images_of
 
@@ -69,12 +69,12 @@ class _Pass(NamedTuple):
 
 
 def fused(
-    net: Sifa, players: Players, pools: Pools, batch: Batch, config: RunConfig, ranks: Ranks, ramp: Tensor
+    net: Sifa, players: Players, pools: Pools, batch: Batch, config: RunConfig, ranks: Ranks, referee: Referee
 ) -> Signals:
     """Update every network once; returns this step's signals as scalars on the device, without waiting for it."""
-    made = _forward(net, batch, config)
-    signals, of_images, into_leaves = _image_gradients(players, made, batch, config)
-    terms, of_heads, meaning = _meaning_gradients(net, players, made, batch, config, ranks, ramp)
+    made = _forward(net, batch, config, referee)
+    signals, of_images, into_leaves = _image_gradients(net, players, made, batch, config, referee)
+    terms, of_heads, meaning = _meaning_gradients(net, players, made, batch, config, ranks, referee)
     to_st, image_st, image_t = into_leaves
     (through,) = torch.autograd.grad(made.cut_st.ends[0], made.leaf_st, image_st, retain_graph=True)
     of_encoder = _encoder_gradients(net, made, meaning, (image_st, image_t), config.loss.image_in_encoder)
@@ -84,14 +84,14 @@ def fused(
     images = made.images.detached()
     signals = {name: value.detach() for name, value in (signals | terms).items()}
     del made, terms  # and the graph, before the critics build theirs
-    told, of_critics = _critic_gradients(net, players, pools, images, batch, config)
-    signals |= told | extents(batch, images.sts, images.tst)
+    told, of_critics = _critic_gradients(net, players, pools, images, batch, config, referee)
+    signals |= told | extents(batch, images._asdict())
     norms = players.move({**of_images, "segmenter": [*of_encoder, *of_heads], **of_critics}, ranks)
     signals |= norms_of_sides(norms)
     return {name: value.detach() for name, value in signals.items()}
 
 
-def _forward(net: Sifa, batch: Batch, config: RunConfig) -> _Pass:
+def _forward(net: Sifa, batch: Batch, config: RunConfig, referee: Referee) -> _Pass:
     """`step.forward`, cut at x_st and at the encoder's features."""
     with autocast(config.speed, batch.source.device):
         st = net.generator(batch.source)
@@ -99,21 +99,26 @@ def _forward(net: Sifa, batch: Batch, config: RunConfig) -> _Pass:
         cut_st = _Cut.of(net.encoder(leaf_st, "translated"))
         cut_t = _Cut.of(net.encoder(batch.target, "target"))
         images = images_of(net, leaf_st, cut_st.read, batch.target, cut_t.read)._replace(st=st)
-        return _Pass(images, leaf_st, cut_st, cut_t, net.critic_t(leaf_st), net.critic_s(images.ts))
+        on_st, on_ts = net.critic_t(referee.shown(leaf_st)), net.critic_s(referee.shown(images.ts))
+        return _Pass(images, leaf_st, cut_st, cut_t, on_st, on_ts)
 
 
 def _image_gradients(
-    players: Players, made: _Pass, batch: Batch, config: RunConfig
+    net: Sifa, players: Players, made: _Pass, batch: Batch, config: RunConfig, referee: Referee
 ) -> tuple[Signals, dict[str, list[Tensor]], list[Tensor]]:
     """G and U: both cycles, and each translation's critic.
 
     Returns:
         Signals; the gradients of G, as far as it made x_tst, and U; those of x_st and of the features of x_st and x_t.
     """
-    fool = game(config.loss).generator
     signals = cycle_terms(batch, made.images.sts, made.images.tst)
-    signals |= {"loss/adv_t": fool(made.on_st), "loss/adv_s": fool(made.on_ts[:, :1])}
-    signals["loss/generator"] = image_loss(signals, config.loss)
+    with autocast(config.speed, batch.source.device):
+        signals["loss/adv_t"] = referee.fool(made.on_st, lambda: net.critic_t(referee.shown(batch.target)))
+        on_ts = made.on_ts[:, :1]
+        signals["loss/adv_s"] = referee.fool(on_ts, lambda: net.critic_s(referee.shown(batch.source))[:, :1])
+        if config.loss.identity:
+            signals["loss/identity"] = cycle(batch.target, net.generator(batch.target))
+    signals["loss/generator"] = image_loss(signals, config.loss, referee.balance)
     sides: list[list[Tensor]] = [
         [*players["generator"]],
         [*players["decoder"]],
@@ -125,7 +130,7 @@ def _image_gradients(
 
 
 def _meaning_gradients(
-    net: Sifa, players: Players, made: _Pass, batch: Batch, config: RunConfig, ranks: Ranks, ramp: Tensor
+    net: Sifa, players: Players, made: _Pass, batch: Batch, config: RunConfig, ranks: Ranks, referee: Referee
 ) -> tuple[Signals, list[Tensor], list[Tensor | None]]:
     """E, C1, C2: segment the translated source; make predictions and features alike.
 
@@ -137,17 +142,16 @@ def _meaning_gradients(
     weight, images = config.loss, made.images
     if weight.segmentation == 0:  # CycleGAN
         return {}, [torch.zeros_like(p) for p in heads], [None for _ in leaves]
-    fool = game(weight).generator
-    with autocast(config.speed, batch.source.device):
-        on_p = net.critic_p(shown(images.logits_t, weight))
-        on_p_low = None
-        if net.critic_p_low is not None and images.low_t is not None:
-            on_p_low = net.critic_p_low(shown(images.low_t, weight))
     signals = segmentation_terms(images.logits_st, images.low_st, batch.label, weight, ranks.total)
-    signals |= {"loss/adv_p": fool(on_p), "loss/adv_aux": fool(made.on_ts[:, 1:])}
-    if on_p_low is not None:
-        signals["loss/adv_p_low"] = fool(on_p_low)
-    found = torch.autograd.grad(meaning_loss(signals, weight, ramp), [*heads, *leaves], allow_unused=True)
+    with autocast(config.speed, batch.source.device):
+        signals["loss/adv_p"] = _fool_p(net.critic_p, images.logits_t, images.logits_st, weight, referee)
+        if net.critic_p_low is not None and images.low_t is not None and images.low_st is not None:
+            signals["loss/adv_p_low"] = _fool_p(net.critic_p_low, images.low_t, images.low_st, weight, referee)
+        on_aux = made.on_ts[:, 1:]
+        signals["loss/adv_aux"] = referee.fool(on_aux, lambda: net.critic_s(referee.shown(images.sts))[:, 1:])
+    found = torch.autograd.grad(
+        meaning_loss(signals, weight, referee.balance, referee.dials.predictions), [*heads, *leaves], allow_unused=True
+    )
     return signals, [*found[: len(heads)]], [*found[len(heads) :]]
 
 
@@ -165,23 +169,34 @@ def _encoder_gradients(
 
 
 def _critic_gradients(
-    net: Sifa, players: Players, pools: Pools, images: Images, batch: Batch, config: RunConfig
+    net: Sifa,
+    players: Players,
+    pools: Pools,
+    images: Images,
+    batch: Batch,
+    config: RunConfig,
+    referee: Referee,
 ) -> tuple[Signals, dict[str, list[Tensor]]]:
     """All critics: tell real from fake, on the images that the others were moved by and on earlier ones."""
-    weight = config.loss
+    weight, see = config.loss, referee.shown
     with autocast(config.speed, batch.source.device):
-        verdicts = {
-            "t": verdict(net.critic_t, batch.target, pools.st(images.st)),
-            **verdicts_s(net.critic_s, batch.source, pools.ts(images.ts), images.sts),
-            "p": verdict(net.critic_p, shown(images.logits_st, weight), shown(images.logits_t, weight)),
+        matches: Matches = {
+            "t": match(net.critic_t, see(batch.target), see(pools.st(images.st))),
+            **matches_s(net.critic_s, see(batch.source), see(pools.ts(images.ts)), see(images.sts)),
+            "p": match(net.critic_p, shown(images.logits_st, weight), shown(images.logits_t, weight)),
         }
         if net.critic_p_low is not None and images.low_st is not None and images.low_t is not None:
-            verdicts["p_low"] = verdict(net.critic_p_low, shown(images.low_st, weight), shown(images.low_t, weight))
-    signals = critic_terms(verdicts, game(weight))
-    loss = torch.stack([signals[f"critic/loss_{name}"] for name in verdicts]).sum()
+            low = match(net.critic_p_low, shown(images.low_st, weight), shown(images.low_t, weight))
+            matches = {**matches, "p_low": low}
+    loss, signals = referee.judge(matches)
     names = [name for name in SIDES["critic"] if name in players]
     found = iter(torch.autograd.grad(loss, [p for name in names for p in players[name]]))
     return signals, {name: [next(found) for _ in players[name]] for name in names}
+
+
+def _fool_p(critic: Critic, fake: Tensor, real: Tensor, weight: LossConfig, referee: Referee) -> Tensor:
+    """What a segmenter minimises to make its predictions on target images pass for those on translated ones."""
+    return referee.fool(critic(shown(fake, weight)), lambda: critic(shown(real, weight)))
 
 
 def _leaf(x: Tensor) -> Tensor:

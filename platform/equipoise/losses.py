@@ -11,12 +11,9 @@ Logits may be half precision: every mean is taken in float32 (float64 stays floa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from equipoise.centrelines import soft_skeleton
@@ -37,68 +34,14 @@ def here(sums: Tensor) -> Tensor:
     return sums
 
 
-class Game(NamedTuple):
-    """The two sides of an adversarial loss, on logits of any shape; each gives a scalar to minimise."""
-
-    critic: Callable[[Tensor, Tensor], Tensor]
-    """(real, fake) -> what the critic minimises."""
-
-    generator: Callable[[Tensor], Tensor]
-    """fake -> what the network that made it minimises."""
-
-
-def lsgan(*, fake: float = 0.0, real: float = 1.0, wanted: float = 1.0) -> Game:
-    """Least squares (Mao et al., ICCV 2017), the critic's targets `fake` and `real`, the other side's `wanted`.
-
-    They are the paper's a, b and c; -1, 1 and 0 make the game a Pearson chi-squared divergence. As in SIFA's reference
-    only the critic's side is halved, so the other weighs twice as much.
-    """
-
-    def critic(on_real: Tensor, on_fake: Tensor) -> Tensor:
-        return 0.5 * ((_wide(on_real) - real).square().mean() + (_wide(on_fake) - fake).square().mean())
-
-    def generator(on_fake: Tensor) -> Tensor:
-        return (_wide(on_fake) - wanted).square().mean()
-
-    return Game(critic, generator)
-
-
-def ns_critic(real: Tensor, fake: Tensor) -> Tensor:
-    """Binary cross-entropy (Goodfellow et al., NeurIPS 2014), from logits: -log s(real) - log(1 - s(fake))."""
-    return F.softplus(-_wide(real)).mean() + F.softplus(_wide(fake)).mean()
-
-
-def ns_generator(fake: Tensor) -> Tensor:
-    """Maximise log s(fake), which unlike log(1 - s(fake)) has a gradient where the critic wins: -log s(fake)."""
-    return F.softplus(-_wide(fake)).mean()
-
-
-def hinge_critic(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge (Lim and Ye, 2017): no reward beyond a margin of 1 on either side of 0."""
-    return F.relu(1 - _wide(real)).mean() + F.relu(1 + _wide(fake)).mean()
-
-
-def hinge_generator(fake: Tensor) -> Tensor:
-    """-D(fake): unbounded below."""
-    return -_wide(fake).mean()
-
-
-ADVERSARIAL: Mapping[str, Game] = MappingProxyType(
-    {"lsgan": lsgan(), "ns": Game(ns_critic, ns_generator), "hinge": Game(hinge_critic, hinge_generator)}
-)
-"""Every game the critics can play, by name; least squares with the published targets 0, 1, 1."""
-
-
-def game(config: LossConfig) -> Game:
-    """Give the game that `config.adversarial` names, least squares with the targets it sets."""
-    if config.adversarial == "lsgan":
-        return lsgan(fake=config.lsgan_fake, real=config.lsgan_real, wanted=config.lsgan_wanted)
-    return ADVERSARIAL[config.adversarial]
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32, anything else as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def cycle(image: Tensor, cycled: Tensor) -> Tensor:
     """Mean absolute difference between an image and its round trip, two tensors of one shape."""
-    return (_wide(image) - _wide(cycled)).abs().mean()
+    return (wide(image) - wide(cycled)).abs().mean()
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor, config: LossConfig, *, total: Total = here) -> dict[str, Tensor]:
@@ -295,16 +238,12 @@ def _log_of_own(logits: Tensor, labels: Tensor, clip: float) -> Tensor:
     """Log of the clipped probability of each pixel's own class, (B, H, W)."""
     own = labels.unsqueeze(1)
     if clip == 0:
-        return _wide(logits).log_softmax(1).gather(1, own).squeeze(1)
+        return wide(logits).log_softmax(1).gather(1, own).squeeze(1)
     return _probabilities(logits).gather(1, own).squeeze(1).clamp(clip, 1).log()
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
 def _probabilities(logits: Tensor) -> Tensor:
-    return _wide(logits).softmax(1)
+    return wide(logits).softmax(1)
 
 
 def _one_hot(labels: Tensor, classes: int) -> Tensor:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from equipoise import losses
+from equipoise.balance import Balance
 from equipoise.config import LossConfig
-from equipoise.losses import Game, Total
+from equipoise.losses import Total
 from equipoise.nets import Critic
+from equipoise.referee import Match, Matches
 from equipoise.step import Batch, Signals
-
-Verdicts = Mapping[str, tuple[Tensor, Tensor]]
-"""A game's name -> a critic's logits of what is real in it, and of what is fake."""
 
 
 def cycle_terms(batch: Batch, sts: Tensor, tst: Tensor) -> Signals:
@@ -26,15 +25,16 @@ def cycle_terms(batch: Batch, sts: Tensor, tst: Tensor) -> Signals:
     return {"loss/cycle_s": losses.cycle(batch.source, sts), "loss/cycle_t": losses.cycle(batch.target, tst)}
 
 
-def image_loss(terms: Signals, weight: LossConfig) -> Tensor:
-    """Cycles and games of the images, as far as `terms` holds them.
+def image_loss(terms: Signals, weight: LossConfig, balance: Balance) -> Tensor:
+    """Cycles, games of the images and G's identity, as far as `terms` holds them.
 
     Of the published losses of G and U each lacks a game that it does not move (x_ts does not depend on G, x_st not on
     U), so that their sum serves both.
     """
     games = [terms[name] for name in ("loss/adv_t", "loss/adv_s") if name in terms]
     cycles = weight.cycle * (terms["loss/cycle_s"] + terms["loss/cycle_t"])
-    return cycles + weight.adv_image * torch.stack(games).sum()
+    loss = cycles + weight.adv_image * (balance.adv_image * torch.stack(games).sum())
+    return loss + weight.identity * terms["loss/identity"] if "loss/identity" in terms else loss
 
 
 def segmentation_terms(logits: Tensor, low: Tensor | None, label: Tensor, weight: LossConfig, total: Total) -> Signals:
@@ -46,32 +46,37 @@ def segmentation_terms(logits: Tensor, low: Tensor | None, label: Tensor, weight
     return signals
 
 
-def meaning_loss(terms: Signals, weight: LossConfig, ramp: Tensor) -> Tensor:
+def meaning_loss(terms: Signals, weight: LossConfig, balance: Balance, ramp: Tensor) -> Tensor:
     """Every segmentation loss and the games that align predictions and features.
 
     Args:
         terms: those of `segmentation_terms`, and `loss/adv_p`, `loss/adv_aux` and, with C2, `loss/adv_p_low`.
         weight: the weights.
+        balance: what they are multiplied by.
         ramp: how much of their weight the games of predictions have reached, in [0, 1].
     """
-    loss = terms["loss/segmentation"] + weight.aux * terms["loss/adv_aux"]
-    loss = loss + weight.adv_p * (ramp * terms["loss/adv_p"])
+    games = balance.adv_p * ramp
+    loss = terms["loss/segmentation"] + weight.aux * (balance.aux * terms["loss/adv_aux"])
+    loss = loss + weight.adv_p * (games * terms["loss/adv_p"])
     if "loss/seg_low" in terms:
         loss = loss + weight.seg_low * terms["loss/seg_low"]
-        loss = loss + weight.adv_p * weight.adv_p_low_ratio * (ramp * terms["loss/adv_p_low"])
+        loss = loss + weight.adv_p * weight.adv_p_low_ratio * (games * terms["loss/adv_p_low"])
     return weight.segmentation * loss
 
 
-def verdict(critic: Critic, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """A critic's logits of both sides, in one call: it judges every image by itself."""
+def match(critic: Critic, real: Tensor, fake: Tensor) -> Match:
+    """A critic's game, both sides in one call: it judges every image by itself."""
     on_real, on_fake = critic(torch.cat([real, fake])).chunk(2)
-    return on_real, on_fake
+    return Match(critic, real, fake, on_real, on_fake)
 
 
-def verdicts_s(critic: Critic, source: Tensor, ts: Tensor, sts: Tensor) -> Verdicts:
+def matches_s(critic: Critic, source: Tensor, ts: Tensor, sts: Tensor) -> Matches:
     """D_s: source images from translated ones, and, by its second output, round trips from translations."""
     real, fake, round_trip = critic(torch.cat([source, ts, sts])).chunk(3)
-    return {"s": (real[:, :1], fake[:, :1]), "aux": (round_trip[:, 1:], fake[:, 1:])}
+    return {
+        "s": Match(lambda x: critic(x)[:, :1], source, ts, real[:, :1], fake[:, :1]),
+        "aux": Match(lambda x: critic(x)[:, 1:], sts, ts, round_trip[:, 1:], fake[:, 1:]),
+    }
 
 
 def shown(logits: Tensor, weight: LossConfig) -> Tensor:
@@ -79,17 +84,6 @@ def shown(logits: Tensor, weight: LossConfig) -> Tensor:
     if weight.critic_p_sees == "logits":
         return logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
-
-
-def critic_terms(verdicts: Verdicts, game: Game) -> Signals:
-    """What every critic minimises, and how well it tells real from fake."""
-    signals = {f"critic/loss_{name}": game.critic(real, fake) for name, (real, fake) in verdicts.items()}
-    with torch.no_grad():
-        for name, (real, fake) in verdicts.items():
-            signals[f"auc/{name}"] = losses.patch_auc(real, fake)
-            wide = torch.promote_types(real.dtype, torch.float32)
-            signals[f"critic/gap_{name}"] = 1 + (real.mean(dtype=wide) - fake.mean(dtype=wide)).clamp(min=0)
-    return signals
 
 
 def _weighed(terms: Mapping[str, Tensor], weight: LossConfig) -> Tensor:

@@ -69,6 +69,7 @@ class Players:
             "critic_p": ([net.critic_p], critics),
             "critic_p_low": ([net.critic_p_low], critics),
         }
+        self._clip = optim.clip
         self._all = {
             name: _player([n for n in nets if n is not None], config, settings)
             for name, (nets, settings) in owned.items()
@@ -102,20 +103,22 @@ class Players:
                 group["lr"] = now
 
     def move(self, gradients: Gradients, ranks: Ranks) -> dict[str, Tensor]:
-        """Step along the mean gradients over ranks, exchanged at once.
+        """Step along the mean gradients over ranks, exchanged at once; each player's is cut to `optim.clip`.
 
         Returns:
-            The norm of each player's mean gradient, so that one that is not finite is seen.
+            The norm of each player's mean gradient before it was cut, so that one that is not finite is seen.
         """
         mean = iter(ranks.average([g for own in gradients.values() for g in own]))
         norms = {}
         for name in gradients:
             parameters, optimiser, _ = self._all[name]
             own = [_laid_out(next(mean), parameter) for parameter in parameters]
+            norms[name] = torch.stack(torch._foreach_norm(own)).norm()
+            if self._clip:
+                torch._foreach_mul_(own, (self._clip / norms[name]).clamp(max=1.0))
             for parameter, gradient in zip(parameters, own, strict=True):
                 parameter.grad = gradient
             optimiser.step()
-            norms[name] = torch.stack(torch._foreach_norm(own)).norm()
         return norms
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ explicitly and once for all players that move together: the same mean, one flat 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,13 @@ class Ranks:
             buffers = [b for b in net.buffers() if b.is_floating_point()]
             for buffer, mean in zip(buffers, self.average(buffers), strict=True):
                 buffer.copy_(mean)
+
+    def tell(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Give every rank the values of rank 0."""
+        told = [dict(values)]
+        if self.world > 1:
+            dist.broadcast_object_list(told, src=0)
+        return told[0]
 
     def wait(self) -> None:
         """Return when every rank has come here."""

@@ -6,6 +6,8 @@ Knows the files of a run and how they survive a kill; knows nothing of Ray, W&B 
     environment.json   versions, commit, device: no host names, users or paths
     changes.diff       what the working tree had beyond that commit
     signals.jsonl      one row a block of steps
+    returns.json       from which divergences a run with `recovery` went back, where to, and its remedies
+    return-1.jsonl     the rows that the first of them took back
     panels/            one picture an evaluation
     checkpoints/       the newest states
     verdict.json       written last: a run with a verdict has ended
@@ -22,7 +24,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -30,11 +32,12 @@ from typing import Any
 
 import torch
 
-from equipoise import checkpoint
+from equipoise import checkpoint, recovery
 from equipoise.batches import Cohort
 from equipoise.config import RunConfig
 from equipoise.monitor import Horizon, Verdict
 from equipoise.ranks import Ranks
+from equipoise.recovery import Return
 from equipoise.train import Progress, fit
 from slicestore.errors import InputError
 
@@ -143,6 +146,30 @@ class Record:
         with open(self.folder / "signals.jsonl", "a") as file:
             file.write(_line(row))
 
+    @property
+    def returns(self) -> list[Return]:
+        """From what the run went back so far, the first one first."""
+        path = self.folder / "returns.json"
+        found = json.loads(path.read_text()) if path.is_file() else []
+        return [Return(Verdict.from_dict(r["verdict"]), r["step"], r["remedy"]) for r in found]
+
+    def go_back(self, verdict: Verdict, config: RunConfig) -> None:
+        """Let go of what came after the last checkpoint before a divergence, but for its rows, and remember why.
+
+        A kill in between costs nothing: without the memory the run goes on from the older checkpoint, diverges in the
+        same way and comes here again.
+        """
+        returns, checkpoints = self.returns, self.folder / "checkpoints"
+        number = len(returns) + 1
+        checkpoint.drop_after(checkpoints, verdict.onset or 0)
+        found = checkpoint.latest(checkpoints)
+        step = checkpoint.step_of(found) if found else 0
+        taken = [row for row in self.rows() if row["step"] > step]
+        _write(self.folder / f"return-{number}.jsonl", "".join(map(_line, taken)))
+        returns.append(Return(verdict, step, recovery.words(config, number)))
+        data = [{"verdict": r.verdict.to_dict(), "step": r.step, "remedy": r.remedy} for r in returns]
+        _write(self.folder / "returns.json", json.dumps(data, indent=2))
+
     def close(self, verdict: Verdict) -> None:
         """Write the verdict: the run has ended."""
         horizon = Horizon.of(
@@ -196,21 +223,38 @@ def recorded(folder: Path, config: RunConfig, cohort: Cohort, *, ranks: Ranks | 
 def _recorded(record: Record, config: RunConfig, cohort: Cohort, ranks: Ranks) -> Iterator[Progress]:
     ranks.wait()
     ended = record.verdict is not None
+    ranks.wait()
+    while not ended:
+        ended = yield from _attempt(record, config, cohort, ranks)
+
+
+def _attempt(record: Record, config: RunConfig, cohort: Cohort, ranks: Ranks) -> Generator[Progress, None, bool]:
+    """Train on from the newest checkpoint; whether that ended the run, or a divergence that it went back from."""
+    returns = record.returns
     found = checkpoint.latest(record.folder / "checkpoints")
     ranks.wait()
-    if ended:
-        return
     state = checkpoint.load(found, ranks.rank) if found else None
     if ranks.rank == 0:
         record.rewind(state.shared["step"] if state else 0)
-    for progress in fit(config, cohort, ranks=ranks, resume=state):
+    now, past = recovery.remedied(config, len(returns)), [r.divergence for r in returns]
+    for progress in fit(now, cohort, ranks=ranks, resume=state, past=past):
         if ranks.rank == 0 and progress.signals:
             record.add(progress)
+        verdict = progress.verdict
+        if verdict is not None and verdict.kind in recovery.KINDS and len(returns) < config.recovery.times:
+            ranks.wait()
+            if ranks.rank == 0:
+                record.go_back(verdict, config)
+            ranks.wait()
+            yield dataclasses.replace(progress, verdict=None)
+            return False
         if progress.looked:
-            checkpoint.save(record.folder / "checkpoints", progress.step, progress.state(), ranks)
-        if progress.verdict is not None and ranks.rank == 0:
-            record.close(progress.verdict)
+            kept = recovery.kept(config)
+            checkpoint.save(record.folder / "checkpoints", progress.step, progress.state(), ranks, kept=kept)
+        if verdict is not None and ranks.rank == 0:
+            record.close(verdict)
         yield progress
+    return True
 
 
 def _environment(device: torch.device) -> tuple[dict[str, Any], str]:

@@ -24,13 +24,16 @@ from equipoise.config_base import Leaf
 from equipoise.figures import LOOKS, Figure, Run, words
 from equipoise.page import NOTHING, duration, folded, key, number, page, section, table
 from equipoise.record import Record
-from equipoise.search import Choice, Range
+from equipoise.search import Choice, Dimension, Fixed, cases
 from equipoise.study import Account, Study, StudyFolder
 
-_VERDICTS = """<p class="note"><b>stable</b>: lived to its last step, and no critic won. <b>d wins</b>: lived, but a
-critic told all real patches from all fake ones for long. <b>diverged</b>: a loss left its plateau for good, or was not
-finite; the onset is the step at which that began. <b>censored</b>: stopped because its Dice × S fell behind, so that
-its S at full length is not known. <b>unfinished</b>: without a verdict.</p>"""
+_VERDICTS = """<p class="note"><b>stable</b>: lived to its last step, and no critic won. <b>blurry</b>: so too, but its
+translations have lost the sharpness of real images. <b>d wins</b>: lived, but a critic told all real patches from all
+fake ones for long. <b>recovered</b>: diverged, went back and lived with a remedy; it is never feasible.
+<b>collapsed</b>: at its end its translations were all alike, or its masks next to empty or full. <b>saturated</b>: its
+translations went to the ends of their range. <b>diverged</b>: a loss left its plateau for good, or was not finite. The
+onset is the step at which that began. <b>censored</b>: stopped because its Dice × S fell behind, so that its S at full
+length is not known. <b>unfinished</b>: without a verdict.</p>"""
 _PANELS = (
     "From top to bottom: x_s source, y_s its mask; x_st translated to the target's looks, mask_st predicted on it; "
     "x_sts back again; x_t target, mask_t predicted on it; x_ts translated to the source's looks; x_tst back again. "
@@ -118,8 +121,11 @@ def _table(study: Study, runs: Sequence[Run], best: Run | None) -> str:
         if s not in qualities and any(run.last(s) is not None for run in runs)
     ]
     heads = ["run", "verdict", *(s.removeprefix("quality/") for s in qualities), "S", "onset", "steps", "device s"]
-    head = "".join(f"<th><button>{_head(h)}</button></th>" for h in (*heads, *study.space))
-    lines = "".join(_line(study, run, qualities, "best point" if run is best else "") for run in runs)
+    paths, names = _varied(study, runs), study.names()
+    head = "".join(f"<th><button>{_head(h)}</button></th>" for h in (*heads, *paths))
+    lines = "".join(
+        _line(run, qualities, paths, (names.get(run.config), "best point" if run is best else None)) for run in runs
+    )
     return section(
         "Runs",
         f"{study.run.steps:,} steps are planned. S in brackets is S so far. A heading sorts; a run's name shows that "
@@ -128,7 +134,14 @@ def _table(study: Study, runs: Sequence[Run], best: Run | None) -> str:
     )
 
 
-def _line(study: Study, run: Run, qualities: Sequence[str], role: str) -> str:
+def _varied(study: Study, runs: Sequence[Run]) -> list[str]:
+    """Settings that are searched, implied or given, as far as runs differ in them."""
+    paths = dict.fromkeys([*study.space, *(path for point in study.first for path in point)])
+    leaves = [run.config.flat() for run in runs]
+    return [path for path in paths if len(runs) < 2 or len({one[path] for one in leaves}) > 1]
+
+
+def _line(run: Run, qualities: Sequence[str], paths: Sequence[str], roles: Sequence[str | None]) -> str:
     """A run's row, and below it what its verdict found."""
     leaves = run.config.flat()
     stability, shown = run.stability, number(run.stability)
@@ -136,9 +149,9 @@ def _line(study: Study, run: Run, qualities: Sequence[str], role: str) -> str:
         shown = f'<span class="soft">({number(stability)})</span>'
     onset = run.verdict.onset if run.verdict else None
     sentence = run.verdict.sentence() if run.verdict else "no verdict: it is running, or was cut off"
-    role = "confirmation" if run.confirms else role
+    told = escape(", ".join(role for role in (*roles, "confirmation" if run.confirms else None) if role))
     cells: list[tuple[str, object]] = [
-        (f'<button class="run">{escape(run.name)}</button><small>{role}</small>', run.name),
+        (f'<button class="run">{escape(run.name)}</button><small>{told}</small>', run.name),
         (
             f'<span class="verdict {run.kind}" title="{escape(sentence)}">{words(run.kind)}</span>',
             list(LOOKS).index(run.kind),
@@ -148,7 +161,7 @@ def _line(study: Study, run: Run, qualities: Sequence[str], role: str) -> str:
         (NOTHING if onset is None else f"{onset:,}", onset),
         (f"{run.steps:,}", run.steps),
         (f"{run.device_seconds:,.0f}", run.device_seconds),
-        *((_leaf(leaves[path]), leaves[path]) for path in study.space),
+        *((escape(_leaf(leaves[path])), leaves[path]) for path in paths),
     ]
     row = "".join(f'<td data-v="{escape(key(value))}">{shown}</td>' for shown, value in cells)
     found = ""
@@ -170,9 +183,9 @@ def _figures(study: Study, runs: Sequence[Run], best: Run | None) -> str:
         ),
         (
             "Losses",
-            "Block means on a logarithmic axis. A diamond is a divergence's onset; a cross at the upper edge is the "
-            "first value that is not finite. In a hinge game the critic's margin 1 + E D(real) - E D(fake) stands in "
-            "for the generator's loss, which may be negative.",
+            "Block means on a logarithmic axis. A diamond is where a run began to fail; a cross at the upper edge is "
+            "the first value that is not finite. Where a game's generator loss may be negative, the critic's margin, "
+            "E D(real) - E D(fake), stands in for it, on a linear axis.",
             curves.losses(runs, best),
         ),
         (
@@ -183,14 +196,19 @@ def _figures(study: Study, runs: Sequence[Run], best: Run | None) -> str:
         ),
         (
             "Survival",
-            "Share of points that had not diverged by a step (Kaplan-Meier), by game; a tick is a run that ended "
-            "without diverging. The search chose these points and stopped those whose Dice × S fell behind: the "
-            "curves describe this study and do not compare the games at large.",
+            "Share of points that had not begun to fail by a step (Kaplan-Meier), by game: to diverge, saturate or "
+            "collapse, whether they recovered or not; a tick is a run that ended without. "
+            + (
+                "The search chose these points and stopped those whose Dice × S fell behind: the curves describe this "
+                "study and do not compare the games at large."
+                if study.searches
+                else ""
+            ),
             survival,
         ),
     )
     return "\n".join(
-        section(title, caption, _drawn(figure)) if figure else section(title, "", "<p>No point diverged.</p>")
+        section(title, caption, _drawn(figure)) if figure else section(title, "", "<p>No point failed.</p>")
         for title, caption, figure in parts
     )
 
@@ -205,18 +223,21 @@ def _drawn(figure: Figure) -> str:
 
 
 def _cost(records: Sequence[Record], runs: Sequence[Run]) -> str:
+    groups = {kind: [r for r, run in zip(records, runs, strict=True) if run.kind == kind] for kind in LOOKS}
+    accounts = {words(kind): Account.of(group) for kind, group in groups.items() if group}
+    accounts["all"] = whole = Account.of(records)
     lines = []
-    for kind in (*LOOKS, "all"):
-        group = [r for r, run in zip(records, runs, strict=True) if kind in (run.kind, "all")]
-        if group:
-            of = Account.of(group)
-            counts = (f"{n:,}" for n in (len(group), of.steps, of.steps_saved))
-            lines.append((words(kind), (*counts, duration(of.seconds), duration(of.seconds_saved))))
+    for name, of in accounts.items():
+        counts = (sum(of.verdicts.values()), of.steps, of.steps_saved_alarm, of.steps_saved_pruner)
+        times = (of.seconds, of.seconds_saved_alarm, of.seconds_saved_pruner)
+        lines.append((name, (*(f"{n:,}" for n in counts), *map(duration, times))))
+    saved = ("saved at the alarm", "saved by the pruner")
     return section(
         "Cost",
         "Device time is the wall time of training steps times workers. Saved is what stopping early spared, at each "
-        "run's own pace. A confirmation is counted too.",
-        table(("", "runs", "steps", "steps saved", "device time", "device time saved"), lines),
+        "run's own pace: at the alarm of runs that failed, and by the pruner of those whose Dice × S fell behind. "
+        f"Stopping at the alarm saved {whole.share_saved_alarm:.1%} of all steps. A confirmation is counted too.",
+        table(("", "runs", "steps", *saved, "device time", *saved), lines),
     )
 
 
@@ -239,21 +260,34 @@ def _pictures(folder: StudyFolder, runs: Sequence[Run], best: Run | None) -> str
 
 def _settings(study: Study) -> str:
     lines = [
-        (path, (_leaf(leaf), _searched(study.space[path]) if path in study.space else ""))
+        (path, (escape(_leaf(leaf)), _searched(study.space[path]) if path in study.space else ""))
         for path, leaf in study.run.flat().items()
     ]
     return section(
         "Settings",
         f"The run that every point departs from, and where the study searched. Objective: {study.objective}; feasible: "
-        f"S ≥ {study.feasible:g}; seed of the search: {study.seed}.",
+        f"S ≥ {study.feasible:g}; seed of the search: {study.seed}."
+        if study.searches
+        else "The run that every point departs from. All points were given; nothing was searched.",
         folded(f"All {len(lines)} settings", table(("setting", "base run", "searched"), lines)),
     )
 
 
-def _searched(dimension: Range | Choice) -> str:
-    if isinstance(dimension, Choice):
-        return ", ".join(map(escape, dimension.options))
-    return f"{dimension.low:g} to {dimension.high:g}" + (", logarithmic" if dimension.log else "")
+def _searched(dimension: Dimension | Sequence[Dimension]) -> str:
+    return "; else ".join(escape(_case(case)) for case in cases(dimension))
+
+
+def _case(case: Dimension) -> str:
+    """Plain text."""
+    if isinstance(case, Choice):
+        told = ", ".join(_leaf(option) for option in case.options)
+    elif isinstance(case, Fixed):
+        told = f"always {_leaf(case.value)}"
+    else:
+        told = f"{case.low:g} to {case.high:g}" + (", logarithmic" if case.log else "")
+        told += "" if case.off is None else f", or {case.off:g}"
+    held = (f"{path} is {' or '.join(map(_leaf, allowed))}" for path, allowed in case.when.items())
+    return told + (f", where {' and '.join(held)}" if case.when else "")
 
 
 def _environment(records: Sequence[Record]) -> str:
@@ -283,9 +317,9 @@ def _again(folder: StudyFolder, study: Study) -> str:
         if value is None or value is False:
             continue
         words.append("--" + name.replace("_", "-"))
-        if value is not True:
-            plain = name != "store" and re.fullmatch(r"[\w.+-]+", str(value))
-            words.append(str(value) if plain else name.upper())
+        for word in value if isinstance(value, list) else [value] * (value is not True):
+            plain = name != "store" and re.fullmatch(r"[\w.+-]+", str(word))
+            words.append(str(word) if plain else name.upper())
     stands_for = "" if folder.options.get("store") is None else ", which is what STORE stands for"
     return section(
         "Do it again",
@@ -301,7 +335,7 @@ def _dice(run: Run, study: Study) -> str:
 
 
 def _leaf(value: Leaf) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _head(path: str) -> str:

@@ -14,33 +14,32 @@ import torch
 from torch import Tensor
 
 from equipoise.config import RunConfig
-from equipoise.losses import game
+from equipoise.losses import cycle
 from equipoise.nets import Critic, Segmenter, Sifa
 from equipoise.objective import (
-    Verdicts,
-    critic_terms,
     cycle_terms,
     image_loss,
+    match,
+    matches_s,
     meaning_loss,
     segmentation_terms,
     shown,
-    verdict,
-    verdicts_s,
 )
 from equipoise.players import Players, norms_of_sides
 from equipoise.ranks import Ranks
+from equipoise.referee import Matches, Referee
 from equipoise.speed import autocast
 from equipoise.step import Batch, Pools, Signals, extents, forward
 
 
 def sequential(
-    net: Sifa, players: Players, pools: Pools, batch: Batch, config: RunConfig, ranks: Ranks, ramp: Tensor
+    net: Sifa, players: Players, pools: Pools, batch: Batch, config: RunConfig, ranks: Ranks, referee: Referee
 ) -> Signals:
     """Update every network once, in the paper's order; returns this step's signals as scalars on the device."""
-    seven = _Updates(net, players, batch, config, ranks)
+    seven = _Updates(net, players, batch, config, ranks, referee)
     st = seven.generator()
     seven.critic_t(pools.st(st))
-    seven.segmenter(ramp)
+    seven.segmenter()
     ts = seven.decoder()
     seven.critic_s(pools.ts(ts))
     seven.critic_p("p", net.segmenter, net.critic_p)
@@ -52,9 +51,11 @@ def sequential(
 class _Updates:
     """The updates of one step, and what they tell."""
 
-    def __init__(self, net: Sifa, players: Players, batch: Batch, config: RunConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, net: Sifa, players: Players, batch: Batch, config: RunConfig, ranks: Ranks, referee: Referee
+    ) -> None:
         self.net, self.players, self.batch, self.ranks = net, players, batch, ranks
-        self.config, self.weight, self.game = config, config.loss, game(config.loss)
+        self.config, self.weight, self.referee = config, config.loss, referee
         self.size = (batch.source.shape[-2], batch.source.shape[-1])
         self.signals: Signals = {}
         self.norms: dict[str, Tensor] = {}
@@ -68,37 +69,39 @@ class _Updates:
             st: Tensor = net.generator(batch.source)
             sts = net.decoder(net.encoder(st, "translated").high, st)
             tst = net.generator(ts)
-            on_st = net.critic_t(st)
-        terms = cycle_terms(batch, sts, tst) | {"loss/adv_t": self.game.generator(on_st)}
-        self.move("generator", image_loss(terms, self.weight))
-        self.signals |= terms | extents(batch, sts, tst)
+            see = self.referee.shown
+            fooled = self.referee.fool(net.critic_t(see(st)), lambda: net.critic_t(see(batch.target)))
+            terms = cycle_terms(batch, sts, tst) | {"loss/adv_t": fooled}
+            if self.weight.identity:
+                terms["loss/identity"] = cycle(batch.target, net.generator(batch.target))
+        self.move("generator", image_loss(terms, self.weight, self.referee.balance))
+        self.signals |= terms | extents(batch, {"st": st, "ts": ts, "sts": sts, "tst": tst})
         return st.detach()
 
     def critic_t(self, shown_st: Tensor) -> None:
         """D_t: target images from translated ones."""
         with self.amp():
-            verdicts = {"t": verdict(self.net.critic_t, self.batch.target, shown_st)}
-        self.judge("critic_t", verdicts)
+            see = self.referee.shown
+            matches = {"t": match(self.net.critic_t, see(self.batch.target), see(shown_st))}
+        self.judge("critic_t", matches)
 
-    def segmenter(self, ramp: Tensor) -> None:
+    def segmenter(self) -> None:
         """E, C1, C2: segment x_st, make predictions and features alike, and a share of the image losses."""
-        net, batch, weight = self.net, self.batch, self.weight
+        net, batch, weight, referee = self.net, self.batch, self.weight, self.referee
         with self.amp():
             made = forward(net, batch.source, batch.target)
-            on_ts = net.critic_s(made.ts)
-            on_p = net.critic_p(shown(made.logits_t, weight))
-            on_p_low = None
-            if net.critic_p_low is not None and made.low_t is not None:
-                on_p_low = net.critic_p_low(shown(made.low_t, weight))
-        fool = self.game.generator
-        image = cycle_terms(batch, made.sts, made.tst) | {"loss/adv_s": fool(on_ts[:, :1])}
-        loss = weight.image_in_encoder * image_loss(image, weight)
+            on_ts = net.critic_s(referee.shown(made.ts))
+            image = cycle_terms(batch, made.sts, made.tst)
+            image["loss/adv_s"] = self.fool_s(on_ts)
+        loss = weight.image_in_encoder * image_loss(image, weight, referee.balance)
         if weight.segmentation > 0:  # 0 is CycleGAN
             terms = segmentation_terms(made.logits_st, made.low_st, batch.label, weight, self.ranks.total)
-            terms |= {"loss/adv_p": fool(on_p), "loss/adv_aux": fool(on_ts[:, 1:])}
-            if on_p_low is not None:
-                terms["loss/adv_p_low"] = fool(on_p_low)
-            loss = loss + meaning_loss(terms, weight, ramp)
+            with self.amp():
+                terms["loss/adv_p"] = self.fool_p(net.critic_p, made.logits_t, made.logits_st)
+                if net.critic_p_low is not None and made.low_t is not None and made.low_st is not None:
+                    terms["loss/adv_p_low"] = self.fool_p(net.critic_p_low, made.low_t, made.low_st)
+                terms["loss/adv_aux"] = referee.fool(on_ts[:, 1:], lambda: net.critic_s(referee.shown(made.sts))[:, 1:])
+            loss = loss + meaning_loss(terms, weight, referee.balance, referee.dials.predictions)
             self.signals |= terms
         self.move("segmenter", loss)
 
@@ -112,9 +115,9 @@ class _Updates:
             ts: Tensor = net.decoder(high_t, batch.target)
             sts = net.decoder(high_st, st)
             tst = net.generator(ts)
-            on_ts = net.critic_s(ts)
-        terms = cycle_terms(batch, sts, tst) | {"loss/adv_s": self.game.generator(on_ts[:, :1])}
-        self.move("decoder", image_loss(terms, self.weight))
+            fooled = self.fool_s(net.critic_s(self.referee.shown(ts)))
+        terms = cycle_terms(batch, sts, tst) | {"loss/adv_s": fooled}
+        self.move("decoder", image_loss(terms, self.weight, self.referee.balance))
         self.signals["loss/adv_s"] = terms["loss/adv_s"]
         return ts.detach()
 
@@ -125,8 +128,9 @@ class _Updates:
             st = net.generator(batch.source)
             sts = net.decoder(net.encoder(st, "translated").high, st)
         with self.amp():
-            verdicts = verdicts_s(net.critic_s, batch.source, shown_ts, sts)
-        self.judge("critic_s", verdicts)
+            see = self.referee.shown
+            matches = matches_s(net.critic_s, see(batch.source), see(shown_ts), see(sts))
+        self.judge("critic_s", matches)
 
     def critic_p(self, name: str, segmenter: Segmenter, critic: Critic) -> None:
         """D_p1 or D_p2: a segmenter's predictions on translated source images from those on target images."""
@@ -136,14 +140,24 @@ class _Updates:
             logits_st = segmenter(net.encoder(st, "translated"), self.size)
             logits_t = segmenter(net.encoder(batch.target, "target"), self.size)
         with self.amp():
-            verdicts = {name: verdict(critic, shown(logits_st, weight), shown(logits_t, weight))}
-        self.judge(f"critic_{name}", verdicts)
+            matches = {name: match(critic, shown(logits_st, weight), shown(logits_t, weight))}
+        self.judge(f"critic_{name}", matches)
 
-    def judge(self, name: str, verdicts: Verdicts) -> None:
+    def fool_s(self, on_ts: Tensor) -> Tensor:
+        """What makes x_ts pass for a source image."""
+        net, source = self.net, self.batch.source
+        return self.referee.fool(on_ts[:, :1], lambda: net.critic_s(self.referee.shown(source))[:, :1])
+
+    def fool_p(self, critic: Critic, fake: Tensor, real: Tensor) -> Tensor:
+        """What makes predictions on target images pass for those on translated ones."""
+        weight = self.weight
+        return self.referee.fool(critic(shown(fake, weight)), lambda: critic(shown(real, weight)))
+
+    def judge(self, name: str, matches: Matches) -> None:
         """Update a critic by its games."""
-        terms = critic_terms(verdicts, self.game)
-        self.move(name, torch.stack([terms[f"critic/loss_{played}"] for played in verdicts]).sum())
-        self.signals |= terms
+        loss, signals = self.referee.judge(matches)
+        self.move(name, loss)
+        self.signals |= signals
 
     def move(self, name: str, loss: Tensor) -> None:
         """Update one player by its loss; what the loss does not reach stands still."""
@@ -159,4 +173,5 @@ class _Updates:
     def told(self) -> Signals:
         """All signals of the step."""
         terms = self.signals
-        return terms | {"loss/generator": image_loss(terms, self.weight)} | norms_of_sides(self.norms)
+        total = image_loss(terms, self.weight, self.referee.balance)
+        return terms | {"loss/generator": total} | norms_of_sides(self.norms)

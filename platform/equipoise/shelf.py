@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from slicestore.selection import Name
@@ -60,6 +61,7 @@ class Shelf:
         *,
         channels: int,
         clip: bool,
+        frame: int = 0,
         resident: bool,
         pool: Executor,
         ahead: Executor,
@@ -71,6 +73,7 @@ class Shelf:
             device: where they are wanted.
             channels: slices in an image, an odd number.
             clip: whether values beyond the limits become the limits.
+            frame: pixels of 0 round every slice, on each side; background in labels.
             resident: whether all of them are kept on the device.
             pool: threads for streamed slices.
             ahead: threads that fetch what is asked for next.
@@ -83,6 +86,7 @@ class Shelf:
         self.area = None if staged.area is None else staged.area[rows]
         self._size, self._clip, self._device, self._pool, self._ahead = staged.size, clip, device, pool, ahead
         self._scale, self._offset = _line(staged.limits)
+        self._frame = frame
         self._next: tuple[bytes, Future[tuple[Tensor, Tensor | None]]] | None = None
         names: list[Name] = ["image"] if staged.area is None else ["image", "label"]
         self._resident = {name: _upload(staged, name, device) for name in names} if resident else {}
@@ -99,7 +103,7 @@ class Shelf:
     @property
     def label(self) -> Tensor | None:
         """Labels of all slices, on the device."""
-        return None if self.area is None else self._voxels("label", self._rows)
+        return None if self.area is None else framed(self._voxels("label", self._rows), self._frame)
 
     def take(self, index: Index, then: Index | None = None) -> Slices:
         """Some slices, in the order of `index`; `then` is what will be asked next, fetched meanwhile if that helps.
@@ -116,7 +120,8 @@ class Shelf:
         if then is not None and self._waits:
             then = np.asarray(then, dtype=np.intp)
             self._next = then.tobytes(), self._ahead.submit(self._fetch, then)
-        return Slices(self._normalised(image), label, tuple(self.subject[i] for i in index))
+        label = None if label is None else framed(label, self._frame)
+        return Slices(framed(self._normalised(image), self._frame), label, tuple(self.subject[i] for i in index))
 
     @property
     def _waits(self) -> bool:
@@ -142,6 +147,11 @@ class Shelf:
         """As `store.normalise`, bit for bit: two roundings, in this order."""
         wide = image.to(torch.float32).mul_(self._scale).sub_(self._offset)
         return wide.clamp_(-1, 1) if self._clip else wide
+
+
+def framed(image: Tensor, pixels: int) -> Tensor:
+    """Images or labels `(..., H, W)` with so many pixels of 0 on each side."""
+    return F.pad(image, (pixels,) * 4) if pixels else image
 
 
 def sent(array: np.ndarray, device: torch.device) -> Tensor:

@@ -6,6 +6,7 @@ devices or records.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -90,9 +91,11 @@ def saturated(image: Tensor) -> Tensor:
     return (image.detach().abs() > 0.99).float().mean()
 
 
-def extents(batch: Batch, sts: Tensor, tst: Tensor) -> Signals:
-    """How much more of the round trips is saturated than of the real images."""
+def extents(batch: Batch, made: Mapping[str, Tensor | None]) -> Signals:
+    """How much more of the translations and round trips is saturated than of the real images of their domain."""
+    real = {"t": saturated(batch.target), "s": saturated(batch.source)}
     return {
-        "saturation/t": saturated(tst) - saturated(batch.target),
-        "saturation/s": saturated(sts) - saturated(batch.source),
+        f"saturation/{name}": saturated(image) - real[name[-1]]
+        for name in ("st", "ts", "sts", "tst")
+        if (image := made.get(name)) is not None
     }

@@ -16,7 +16,7 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,17 @@ from equipoise import search
 from equipoise.config import RunConfig
 from equipoise.config_base import Leaf
 from equipoise.record import Record
-from equipoise.search import Choice, ObjectiveName, Range, Space
+from equipoise.search import ObjectiveName, Space
 from slicestore.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Study:
-    """A declaration; importing or making one starts nothing."""
+    """A declaration; importing or making one starts nothing.
+
+    Where all points are given (`points` is the number of `first`), there is no search: every point is a control, and
+    `space` only says which settings they differ in, if it says anything.
+    """
 
     name: str
     """Folder and W&B group."""
@@ -41,8 +45,11 @@ class Study:
     """The run that every point departs from."""
     space: Space
     """What is searched."""
-    first: tuple[Mapping[str, Leaf], ...] = ()
-    """Controls: points that are tried before the search has its say, and never stopped for their Dice."""
+    first: Sequence[Mapping[str, Leaf]] = ()
+    """Controls: points that are tried before the search has its say, and never stopped for their Dice. They may set
+    what the space does not hold; the search then does not learn from them."""
+    labels: Sequence[str] = ()
+    """What the controls are called, in their order; by default nothing."""
     objective: ObjectiveName = "translated_dice"
     """The Dice that is maximised."""
     feasible: float = 0.9
@@ -56,15 +63,39 @@ class Study:
         """Find mistakes before an hour is spent.
 
         Raises:
-            ValueError, KeyError: a count is below 1, the space breaks a setting's rule, or a first point lies outside.
+            InputError: it judges no point, or has neither enough given points nor a space to find others in.
+            ValueError, KeyError: the space or a first point breaks a setting's rule, two controls are the same run, or
+                they are not as many as their labels.
         """
         if self.points < 1:
             raise InputError("points", found=self.points, rule="a study judges at least one", remedy="give 1 or more")
         if not 0 <= self.feasible <= 1:
             raise ValueError(f"feasible = {self.feasible}: the stability S lies in [0, 1]")
-        search.check(self.space, self.run)
-        for point in self.first:
-            search.coordinates(self.run.having(point), self.space)
+        if self.labels and len(set(self.labels)) != len(self.first):
+            raise ValueError(f"{len(self.first)} controls have {len(set(self.labels))} different labels")
+        made: dict[RunConfig, int] = {}
+        for number, point in enumerate(self.first):
+            same = made.setdefault(self.run.having(point), number)
+            if same != number:
+                raise ValueError(f"controls {self._called(same)} and {self._called(number)} are the same run")
+        if self.searches:
+            if not self.space:
+                raise InputError(
+                    "points",
+                    found=self.points,
+                    rule=f"without a space to search, the points are the {len(self.first)} that are given",
+                    remedy=f"ask for at most {len(self.first)}" if self.first else "give a space, or first points",
+                )
+            search.check(self.space, self.run)
+
+    @property
+    def searches(self) -> bool:
+        """Whether there are more points than are given."""
+        return self.points > len(self.first)
+
+    def names(self) -> dict[RunConfig, str]:
+        """What the controls that have labels are called, by their settings."""
+        return {self.run.having(point): label for point, label in zip(self.first, self.labels, strict=False)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for study.json."""
@@ -72,16 +103,19 @@ class Study:
         return data | {
             "run": self.run.to_dict(),
             "first": [dict(p) for p in self.first],
-            "space": {path: dataclasses.asdict(d) for path, d in self.space.items()},
+            "labels": list(self.labels),
+            "space": search.plain(self.space),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Study:
         """The inverse of `to_dict`."""
-        space = {
-            path: Choice(tuple(d["options"])) if "options" in d else Range(**d) for path, d in data["space"].items()
-        }
-        return cls(**{**data, "run": RunConfig.from_dict(data["run"]), "space": space, "first": tuple(data["first"])})
+        given = {name: tuple(data[name]) for name in ("first", "labels")}
+        made = {"run": RunConfig.from_dict(data["run"]), "space": search.parsed(data["space"])}
+        return cls(**{**data, **given, **made})
+
+    def _called(self, number: int) -> str:
+        return repr(self.labels[number]) if self.labels else str(number)
 
 
 class StudyFolder:
@@ -154,9 +188,10 @@ class StudyFolder:
         Raises:
             InputError: it differs; the message says where.
         """
-        old, new = dict(_leaves(self.study.to_dict())), dict(_leaves(study.to_dict()))
+        kept = self.study
+        old, new = dict(_leaves(kept.to_dict())), dict(_leaves(study.to_dict()))
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        if study.points > self.study.points:
+        if study.points > kept.points:
             changed.remove("points")
         if changed:
             raise InputError(
@@ -228,19 +263,38 @@ class Account:
     """Runs by verdict; `running` for those without one."""
     steps: int
     """Steps done."""
-    steps_saved: int
-    """Steps that ended runs were spared."""
+    steps_saved_alarm: int
+    """Steps spared by ending runs that failed at the alarm."""
+    steps_saved_pruner: int
+    """Steps spared by stopping runs whose Dice fell behind."""
     seconds: float
     """Device-seconds of training: wall time of steps times workers."""
-    seconds_saved: float
-    """Device-seconds spared, at each run's own pace."""
+    seconds_saved_alarm: float
+    """Device-seconds spared at the alarm, at each run's own pace."""
+    seconds_saved_pruner: float
+    """Device-seconds spared by the pruner, at each run's own pace."""
+
+    @property
+    def steps_saved(self) -> int:
+        """Steps that ended runs were spared."""
+        return self.steps_saved_alarm + self.steps_saved_pruner
+
+    @property
+    def seconds_saved(self) -> float:
+        """Device-seconds that ended runs were spared."""
+        return self.seconds_saved_alarm + self.seconds_saved_pruner
+
+    @property
+    def share_saved_alarm(self) -> float:
+        """Share of all steps, done or spared, that the alarm spared; in [0, 1], 0 of no steps."""
+        return self.steps_saved_alarm / max(1, self.steps + self.steps_saved)
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Account:
         """Add up some runs."""
         verdicts: Counter[str] = Counter()
-        steps = saved = 0
-        seconds = seconds_saved = 0.0
+        steps, seconds = 0, 0.0
+        saved = {"alarm": (0, 0.0), "pruner": (0, 0.0)}
         for record in records:
             rows, verdict, workers = record.rows(), record.verdict, record.config.workers
             done = int(rows[-1]["step"]) if rows else 0
@@ -248,6 +302,7 @@ class Account:
             verdicts[verdict.kind if verdict else "running"] += 1
             steps, seconds = steps + done, seconds + spent
             if verdict and done:
-                spared = record.config.steps - done
-                saved, seconds_saved = saved + spared, seconds_saved + spared * spent / done
-        return cls(dict(verdicts), steps, saved, seconds, seconds_saved)
+                spared, by = record.config.steps - done, "pruner" if verdict.kind == "censored" else "alarm"
+                saved[by] = (saved[by][0] + spared, saved[by][1] + spared * spent / done)
+        (alarm, alarm_seconds), (pruner, pruner_seconds) = saved["alarm"], saved["pruner"]
+        return cls(dict(verdicts), steps, alarm, pruner, seconds, alarm_seconds, pruner_seconds)

@@ -5,7 +5,7 @@ Knows rich and what a person wants to see at a glance; plain lines where the out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -16,7 +16,16 @@ from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.record import Record, Row
 
-COLOURS = {"stable": "green", "d_wins": "yellow", "diverged": "red", "censored": "bright_black"}
+COLOURS = {
+    "stable": "green",
+    "blurry": "green",
+    "d_wins": "yellow",
+    "recovered": "magenta",
+    "collapsed": "red",
+    "saturated": "red",
+    "diverged": "red",
+    "censored": "bright_black",
+}
 
 
 @dataclass(slots=True)
@@ -37,8 +46,15 @@ def wide_console() -> Console:
 class TableTracker:
     """A `Tracker` that keeps a table up to date."""
 
-    def __init__(self, console: Console, objective: str) -> None:
-        self._console, self._objective = console, f"quality/{objective}"
+    def __init__(self, console: Console, objective: str, names: Mapping[RunConfig, str] | None = None) -> None:
+        """Show nothing yet.
+
+        Args:
+            console: where.
+            objective: the Dice that is shown.
+            names: what runs are called beside the names of their folders, by their settings.
+        """
+        self._console, self._objective, self._names = console, f"quality/{objective}", names or {}
         self._lines: dict[str, _Line] = {}
         self._live = Live(console=console, refresh_per_second=2, transient=False) if console.is_terminal else None
         if self._live:
@@ -58,11 +74,9 @@ class TableTracker:
         line = self._lines.setdefault(record.name, _Line(record.config, {}, {}))
         line.verdict = verdict
         if self._live is None:
-            dice = line.quality.get(self._objective)
-            self._console.print(
-                f"{record.name}: {verdict.sentence()}; Dice {'-' if dice is None else f'{dice:.3f}'}; "
-                f"{line.seconds:.0f} s of training"
-            )
+            dice = _number(line.quality.get(self._objective)) or "-"
+            told = f"{verdict.sentence()}; Dice {dice}; {line.seconds:.0f} s of training"
+            self._console.print(f"{self._called(record.name, line)}: {told}")
         self._refresh()
 
     def close(self) -> None:
@@ -80,7 +94,7 @@ class TableTracker:
             done = int(line.row.get("step", 0))
             kind = line.verdict.kind if line.verdict else "training"
             table.add_row(
-                name,
+                self._called(name, line),
                 line.config.loss.adversarial,
                 f"{line.config.optim.lr:.1e}",
                 f"{done}/{line.config.steps}",
@@ -91,6 +105,10 @@ class TableTracker:
                 f"[{COLOURS.get(kind, 'white')}]{kind.replace('_', ' ')}[/]",
             )
         return table
+
+    def _called(self, name: str, line: _Line) -> str:
+        label = self._names.get(line.config)
+        return f"{name} {label}" if label else name
 
     def _refresh(self) -> None:
         if self._live:

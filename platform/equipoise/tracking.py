@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.record import Record, Row
+from equipoise.search import FAILED
 from equipoise.wandb_file import history, summary
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ class Watcher:
             verdict = record.verdict  # before the rows: whoever sees a verdict has then seen every row
             seen = self._seen.get(record.folder, 0)
             rows = record.rows(seen)
-            self._seen[record.folder] = seen + len(rows)
+            # A run that went back from a divergence has fewer rows than before: it is followed from there.
+            self._seen[record.folder] = seen + len(rows) if rows else min(seen, len(record.rows()))
             for tracker in self._trackers:
                 if rows:
                     _tell(tracker.rows, record, rows)
@@ -119,8 +122,28 @@ class WandbTracker:
     """One W&B run per run, named and grouped as in the study, continued under the same id after a restart."""
 
     def __init__(
-        self, folder: Path, *, group: str, prefix: str, mode: WandbMode, images: bool, project: str = "equipoise"
+        self,
+        folder: Path,
+        *,
+        group: str,
+        prefix: str,
+        mode: WandbMode,
+        images: bool,
+        project: str = "equipoise",
+        names: Mapping[RunConfig, str] | None = None,
     ) -> None:
+        """Start no run yet.
+
+        Args:
+            folder: where W&B keeps its files.
+            group: of all runs.
+            prefix: of their ids.
+            mode: online or offline.
+            images: whether panels are logged.
+            project: W&B's.
+            names: what runs are called beside the names of their folders, by their settings; a run's notes.
+        """
+        self._names = names or {}
         self._folder, self._group, self._prefix, self._mode, self._images = folder, group, prefix, mode, images
         self._project = project
         self._runs: dict[str, wandb.Run] = {}
@@ -146,7 +169,7 @@ class WandbTracker:
             self._last[record.name] = step
 
     def ended(self, record: Record, verdict: Verdict) -> None:
-        """Summarise, alert on a divergence, and finish."""
+        """Summarise, alert where the run failed, and finish."""
         if self._before(record).ended:
             return
         run = self._run(record)
@@ -160,8 +183,8 @@ class WandbTracker:
             }
         )
         run.tags = (*(run.tags or ()), verdict.kind)
-        if verdict.kind == "diverged":
-            run.alert("diverged", f"{record.name}: {verdict.sentence()}", level="ERROR")
+        if verdict.kind in FAILED:
+            run.alert(verdict.kind, f"{record.name}: {verdict.sentence()}", level="ERROR")
         run.finish()
         del self._runs[record.name]
 
@@ -211,6 +234,7 @@ class WandbTracker:
             dir=str(self._folder),
             config=config.flat(),
             tags=[config.loss.adversarial],
+            notes=self._names.get(config),
             resume="allow",
             reinit="create_new",
             settings=settings,

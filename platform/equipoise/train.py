@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from equipoise.average import Average
 from equipoise.batches import Cohort
 from equipoise.checkpoint import State
 from equipoise.config import RunConfig
 from equipoise.fused import fused
+from equipoise.gradients import measure
 from equipoise.graphs import Recording
 from equipoise.metrics import evaluate
-from equipoise.monitor import Monitor, Verdict, counted, watched
+from equipoise.monitor import Finding, Monitor, Verdict, counted, watched
 from equipoise.nets import Sifa
 from equipoise.panels import Panels, draw
 from equipoise.players import Players
 from equipoise.pool import ImagePool
+from equipoise.probe import probe
 from equipoise.ranks import Ranks
-from equipoise.schedules import rates
+from equipoise.referee import Referee
+from equipoise.schedules import idle_steps, rates
 from equipoise.sequential import sequential
 from equipoise.speed import arrange, check, out_of_memory
 from equipoise.step import Batch, Pools, Signals
@@ -70,12 +76,13 @@ class Run:
     pools: Pools
     monitor: Monitor
     ranks: Ranks
-    ramp: Tensor
-    """How much of their weight the games of predictions have reached."""
+    referee: Referee
+    average: Average | None
+    """Running mean of the weights."""
     epoch_steps: int
     done: int = 0
-    recording: Recording | None = None
-    """The step as a CUDA graph, once the first has been asked for."""
+    recordings: dict[bool, Recording] = field(default_factory=dict)
+    """The step as a CUDA graph, with and without a penalty, once the first of its kind has been asked for."""
 
     @classmethod
     def start(cls, config: RunConfig, device: torch.device, ranks: Ranks, *, epoch_steps: int = 1) -> Run:
@@ -104,7 +111,7 @@ class Run:
         torch.manual_seed(config.seed * 1009 + ranks.rank + 1)
         seeds = (config.seed * 1009 + 2 * ranks.rank + i for i in range(2))
         epoch_steps = config.optim.epoch_steps or epoch_steps
-        idle = dict.fromkeys(("p", "p_low"), config.loss.adv_p_from_epoch * epoch_steps)
+        idle = dict.fromkeys(("p", "p_low"), idle_steps(config, epoch_steps))
         return cls(
             config,
             net,
@@ -112,34 +119,53 @@ class Run:
             Pools(*(ImagePool(config.pool, seed, config.pool_by) for seed in seeds)),
             Monitor(config.monitor, config.steps, watched(config), counted(config), idle),
             ranks,
-            torch.zeros((), device=device),
+            Referee.of(config, ranks, device),
+            Average(net, config.optim.ema) if config.optim.ema else None,
             epoch_steps,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run trains."""
+        return self.referee.dials.noise.device
 
     def advance(self, batch: Batch, number: int) -> Signals:
         """Do step `number`, counted from 1, on a batch; the device is not waited for."""
         now = rates(self.config, number, self.epoch_steps)
         self.players.set_rates(now.images, now.segmenter)
-        self.ramp.fill_(now.predictions)
+        self.referee.set(now, number)
         if self.config.speed.channels_last:
             batch = batch._replace(source=_channels_last(batch.source), target=_channels_last(batch.target))
         self.pools.turn(batch)
-        if self.config.speed.graphs and self.recording is None:
-            self.recording = Recording(self.update, self.undo, batch)
-        signals = self.recording.replay(batch) if self.recording is not None else self.update(batch)
+        if self.config.speed.graphs:
+            kind = self.referee.penalise
+            if kind not in self.recordings:
+                self.recordings[kind] = Recording(self.update, self.undo, batch)
+            signals = self.recordings[kind].replay(batch)
+        else:
+            signals = self.update(batch)
+        if self.average is not None:
+            self.average.follow(number)
         self.done = number
         return signals
 
     def update(self, batch: Batch) -> Signals:
         """Update every network once, at the rates that are set."""
         schedule = UPDATES[self.config.updates]
-        return schedule(self.net, self.players, self.pools, batch, self.config, self.ranks, self.ramp)
+        return schedule(self.net, self.players, self.pools, batch, self.config, self.ranks, self.referee)
+
+    def weigh(self, batch: Batch) -> dict[str, float]:
+        """Measure what each term moves, and even the terms out if the run is told to; the device is waited for."""
+        balance, norms = self.referee.balance, measure(self.net, batch, self.referee)
+        balance.take(norms, self.done)
+        return balance.signals(norms, float(self.referee.dials.predictions))
 
     def undo(self) -> Callable[[], None]:
         """Remember all that a step changes on the device; what is returned restores it in place."""
         held = [*self.net.parameters(), *self.net.buffers(), *self.players.moments(), *self.pools.slots()]
+        held += self.referee.tensors()
         kept = [x.detach().clone() for x in held]
-        device = self.ramp.device
+        device = self.device
         random = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
         @torch.no_grad()
@@ -160,6 +186,8 @@ class Run:
             "net": copy.deepcopy(self.net.state_dict()),  # torch hands out the live tensors
             "players": copy.deepcopy(self.players.state_dict()),
             "monitor": self.monitor.state_dict(),
+            "referee": copy.deepcopy(self.referee.state_dict()),
+            "average": copy.deepcopy(self.average.state_dict()) if self.average is not None else {},
         }
         own = {"pools": [pool.state_dict() for pool in self.pools], "rng": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -173,15 +201,23 @@ class Run:
         self.net.load_state_dict(shared["net"])
         self.players.load_state_dict(shared["players"])
         self.monitor.load_state_dict(shared["monitor"])
+        self.referee.load_state_dict(shared["referee"])
+        if self.average is not None:
+            self.average.load_state_dict(shared["average"])
         for pool, pooled in zip(self.pools, own["pools"], strict=True):
-            pool.load_state_dict(pooled, self.config.batch // self.config.workers, self.ramp.device)
+            pool.load_state_dict(pooled, self.config.batch // self.config.workers, self.device)
         torch.set_rng_state(own["rng"].cpu())
         if "cuda_rng" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda_rng"].cpu())
 
 
 def fit(
-    config: RunConfig, cohort: Cohort, *, ranks: Ranks | None = None, resume: State | None = None
+    config: RunConfig,
+    cohort: Cohort,
+    *,
+    ranks: Ranks | None = None,
+    resume: State | None = None,
+    past: Sequence[Finding] = (),
 ) -> Iterator[Progress]:
     """Train one run; the last `Progress` carries the verdict.
 
@@ -193,12 +229,14 @@ def fit(
         cohort: its slices, staged on the device to train on.
         ranks: the data-parallel group; alone by default.
         resume: a state of the same run and rank, from `Progress.state`.
+        past: divergences that the run went back from; see `recovery`.
     """
     ranks = ranks or Ranks()
     torch.set_flush_denormal(True)  # small initial weights make denormals, which CPUs compute several times slower
     run = Run.start(config, cohort.device, ranks, epoch_steps=cohort.epoch_steps(config))
     if resume is not None:
         run.load(resume)
+    run.monitor.past = tuple(past)
     if run.done == config.steps or run.monitor.diverged:  # resumed at its very end: the verdict alone is wanting
         verdict = run.monitor.verdict(run.done)
         yield Progress(run.done, {}, 0.0, False, None, run.monitor.stability(), verdict, run.state)
@@ -213,12 +251,27 @@ def fit(
         ended = run.done == config.steps or run.monitor.diverged is not None
         looked, panels = ended or run.done in due, None
         if looked:
-            ranks.average_buffers(run.net)
-            if ranks.rank == 0:
-                quality, panels = look(run.net, cohort)
-                signals |= quality
+            found, panels = _evaluate(run, cohort)
+            signals |= found
         ending = run.monitor.verdict(run.done) if ended else None
         yield Progress(run.done, signals, seconds, looked, panels, run.monitor.stability(), ending, run.state)
+
+
+def _evaluate(run: Run, cohort: Cohort) -> tuple[dict[str, float], Panels | None]:
+    """Score the raw weights and their running mean, draw, and let every rank's monitor look; rank 0 does the work."""
+    run.ranks.average_buffers(run.net)
+    signals: dict[str, float] = {}
+    panels = None
+    if run.ranks.rank == 0:
+        signals, panels = look(run.net, cohort)
+        signals |= undisturbed(probe, run.net, cohort)
+        if run.average is not None:
+            with run.average.shown():
+                mean = undisturbed(evaluate, run.net, cohort)
+            signals |= {name.replace("quality/", "quality/ema_"): value for name, value in mean.items()}
+    seen = run.ranks.tell({name: value for name, value in signals.items() if name.startswith("probe/")})
+    run.monitor.look(run.done, seen)
+    return signals, panels
 
 
 def _block_or_none(run: Run, config: RunConfig, cohort: Cohort, ranks: Ranks) -> dict[str, float] | None:
@@ -265,12 +318,29 @@ def _block(run: Run, config: RunConfig, cohort: Cohort, ranks: Ranks) -> dict[st
     """Train one block and judge it; the device is waited for once, at its end."""
     first = run.done + 1
     rows: list[Signals] = []
+    weighed: dict[str, float] = {}
     for number in range(first, min(run.done + run.monitor.horizon.block, config.steps) + 1):
-        rows.append(run.advance(cohort.batch(config, number, ranks.rank), number))
+        batch = cohort.batch(config, number, ranks.rank)
+        rows.append(run.advance(batch, number))
+        if run.referee.balance.due(number):
+            weighed = run.weigh(batch)
     names = list(rows[0])
     table = torch.stack([torch.stack([row[name] for name in names]) for row in rows])
     (table,) = ranks.average([table])
-    return run.monitor.observe(first, names, table.cpu().numpy())
+    judged = np.column_stack([table.cpu().numpy(), _weights(run.net, len(rows))])
+    means = run.monitor.observe(first, [*names, "weights/norm"], judged)
+    return means | weighed
+
+
+def _weights(net: Sifa, steps: int) -> np.ndarray:
+    """The norm of all weights at the end of a block, a column of `steps` rows.
+
+    Had they not been finite before the last step, losses would have told so: only the last row may say it.
+    """
+    norm = float(torch.stack(torch._foreach_norm([p.detach() for p in net.parameters()])).norm())
+    column = np.full(steps, norm if np.isfinite(norm) else 0.0, dtype=np.float32)
+    column[-1] = norm
+    return column
 
 
 def _evaluations(config: RunConfig, block: int) -> set[int]:
@@ -281,10 +351,18 @@ def _evaluations(config: RunConfig, block: int) -> set[int]:
 
 def look(net: Sifa, cohort: Cohort) -> tuple[dict[str, float], Panels]:
     """Measure and draw without disturbing the random numbers of the training."""
+    return undisturbed(evaluate, net, cohort), undisturbed(draw, net, cohort)
+
+
+Found = TypeVar("Found")
+
+
+def undisturbed(work: Callable[[Sifa, Cohort], Found], net: Sifa, cohort: Cohort) -> Found:
+    """What `work` finds, with random numbers of its own, the same every time."""
     devices = [cohort.device] if cohort.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
-        return evaluate(net, cohort), draw(net, cohort)
+        return work(net, cohort)
 
 
 def _channels_last(image: Tensor) -> Tensor:

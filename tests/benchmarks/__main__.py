@@ -19,11 +19,14 @@ from preprocess_bench import preprocess
 from rich.console import Console
 from rich.table import Table
 from run_bench import run
+from stabilisers_bench import stabilisers
 from step_bench import step
 from storage_bench import storage
 from vessels_bench import vessels
 
-FAMILIES = {family.__name__: family for family in (storage, preprocess, vessels, ingest_memory, step, monitor, run)}
+FAMILIES = {
+    family.__name__: family for family in (storage, preprocess, vessels, ingest_memory, step, stabilisers, monitor, run)
+}
 
 
 def main() -> None:

@@ -29,9 +29,11 @@ def monitor(scratch: Path) -> Iterator[Result]:
     judge = Monitor(config.monitor, config.steps, watched(config))
     block = np.tile([[float(v) for v in row.values()] for row in rows], (25, 1))
 
-    def observe_many() -> None:
-        for number in range(20):
+    def observe_many(blocks: int = 20) -> None:
+        for number in range(blocks):
             judge.observe(number * 50 + 1, list(rows[0]), block)
+
+    observe_many(200)  # past the warm-up, and until its windows are full
 
     def one_step() -> None:
         run.advance(cohort.batch(config, 3), 3)

@@ -15,6 +15,7 @@ import torch
 
 from equipoise.batches import Cohort
 from equipoise.config import NetConfig, OptimConfig, RunConfig
+from equipoise.config_game import BalanceConfig
 from slicestore.geometry import Geometry
 from slicestore.ingest import ingest
 from slicestore.inputs import Input
@@ -62,8 +63,9 @@ def store_of_three(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="session")
 def tiny() -> RunConfig:
-    """Eight steps of a sixteenth of SIFA's width; a pool of 2, so that it swaps within the run."""
-    return RunConfig(steps=8, batch=2, pool=2, evaluations=2, net=NetConfig(width=0.0625), optim=OptimConfig(lr=1e-3))
+    """Eight steps of a sixteenth of SIFA's width; a pool of 2, so that it swaps within the run; terms not weighed."""
+    net, optim, balance = NetConfig(width=0.0625), OptimConfig(lr=1e-3), BalanceConfig(every=0)
+    return RunConfig(steps=8, batch=2, pool=2, evaluations=2, net=net, optim=optim, balance=balance)
 
 
 @pytest.fixture(scope="session")

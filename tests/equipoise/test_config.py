@@ -5,6 +5,7 @@ import json
 import pytest
 
 from equipoise.config import DEFECTS, PRESETS, PUBLISHED, STUDY_2022, V1, RunConfig
+from equipoise.config_base import Leaf
 
 
 def test_changing_a_leaf_gives_a_copy_and_leaves_the_original() -> None:
@@ -127,10 +128,52 @@ def test_v1_differs_from_v2_in_its_published_points_and_no_others() -> None:
 
 @pytest.mark.parametrize("run", [PUBLISHED, STUDY_2022], ids=["published", "2022"])
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_every_defect_of_the_2022_port_is_one_setting(run: RunConfig, defect: str) -> None:
-    path, value = DEFECTS[defect]
-    assert PUBLISHED.flat()[path] != value
-    assert run.at(path, value).flat()[path] == value
+def test_every_defect_of_the_2022_port_is_a_switch(run: RunConfig, defect: str) -> None:
+    made = run.having(DEFECTS[defect]).flat()
+    for path, value in DEFECTS[defect].items():
+        assert PUBLISHED.flat()[path] != value
+        assert made[path] == value
+
+
+def test_settings_that_need_each_other_are_made_together() -> None:
+    with pytest.raises(ValueError, match=r"critic\.penalty = 'none': must be 'r1r2' where .*'rp'"):
+        PUBLISHED.at("loss.adversarial", "rp")
+    together = {"loss.adversarial": "rp", "critic.penalty": "r1r2", "optim.beta1": 0.0}
+    assert PUBLISHED.having(together).having({}) == PUBLISHED.having(dict(reversed(together.items())))
+    with pytest.raises(KeyError, match="no setting 'penaltee'"):
+        PUBLISHED.having({**together, "critic.penaltee": "gp"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"loss.adversarial": "rp", "critic.penalty": "r1"}, "must be 'r1r2'"),
+        ({"loss.adversarial": "wgan_gp"}, "must be 'gp'"),
+        ({"loss.adversarial": "hinge", "critic.penalty": "gp"}, "belongs to loss.adversarial 'wgan_gp'"),
+        ({"critic.gamma": 2.0}, "no effect without a penalty"),
+        ({"critic.penalty_every": 4}, "no effect without a penalty"),
+        ({"critic.penalty": "r1", "critic.gamma": 0.0}, "must be positive"),
+        ({"critic.penalty": "r1", "critic.gamma": -1.0}, "must not be negative"),
+        ({"critic.noise_until": 0.1}, "no effect without critic.noise"),
+        ({"critic.smoothing": 0.1}, "no effect without loss.adversarial"),
+        ({"critic.lecam": -0.1}, "must not be negative"),
+        ({"loss.cycle": -1.0}, "must not be negative"),
+        ({"loss.identity": -1.0}, "must not be negative"),
+        ({"loss.adv_p_warmup": 0.1, "loss.adv_p_full_epoch": 7}, "must be 0 where loss.adv_p_full_epoch"),
+        ({"monitor.horizon_steps": 20_001}, r"must not exceed steps \(20000\)"),
+        ({"balance.mode": "calibrated", "balance.every": 0}, "must measure"),
+        ({"balance.mode": "calibrated", "balance.calibration_steps": 100}, "nothing to calibrate by"),
+        ({"balance.calibration_steps": 400}, "not calibrated"),
+        ({"recovery.remedy": "penalty"}, "no effect where recovery.times is 0"),
+        ({"recovery.times": 1, "recovery.remedy": "penalty", "critic.penalty": "r1"}, "take halve_rate"),
+        ({"data.frame": 6}, "multiple of 4"),
+        ({"optim.clip": -1.0}, "must not be negative"),
+        ({"optim.ema": 1.0}, r"\[0, 1\)"),
+    ],
+)
+def test_what_cannot_be_or_cannot_act_is_refused_with_its_rule(changes: dict[str, Leaf], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        PUBLISHED.having(changes)
 
 
 def test_presets_are_named() -> None:

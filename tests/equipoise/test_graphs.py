@@ -54,7 +54,13 @@ def test_after_the_first_step_weights_moments_statistics_and_pools_keep_their_pl
     run.advance(make_batch(1), 1)
 
     def places() -> list[int]:
-        held = [*run.net.parameters(), *run.net.buffers(), *run.players.moments(), *run.pools.slots(), run.ramp]
+        held = [
+            *run.net.parameters(),
+            *run.net.buffers(),
+            *run.players.moments(),
+            *run.pools.slots(),
+            *run.referee.dials,
+        ]
         return [x.data_ptr() for x in held]
 
     first = places()

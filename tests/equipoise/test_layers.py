@@ -6,6 +6,7 @@ to one process on the joined batch. Each leaves what it found in `rank-R.pt`.
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 import sys
@@ -34,7 +35,16 @@ from equipoise.nets.layers import (
     initialise_glorot,
     same_padding,
 )
-from equipoise.nets.norms import BatchNorm, Domain, GroupNorm, InstanceNorm, encoder_norm, image_norm, is_channels_last
+from equipoise.nets.norms import (
+    BatchNorm,
+    Domain,
+    GroupNorm,
+    InstanceNorm,
+    SpectralNorm,
+    encoder_norm,
+    image_norm,
+    is_channels_last,
+)
 
 LAST = torch.channels_last
 
@@ -296,6 +306,69 @@ class TestNorms:
     def test_one_value_a_channel_has_no_spread_and_is_refused(self) -> None:
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             BatchNorm(3)(torch.zeros(1, 3, 1, 1))
+
+
+class TestSpectralNorm:
+    @staticmethod
+    def held(*shape: int) -> tuple[SpectralNorm, Tensor]:
+        weight = torch.randn(shape).double()
+        return SpectralNorm(weight), weight.requires_grad_()
+
+    @pytest.mark.parametrize("shape", [(8, 3, 4, 4), (1, 16, 4, 4), (5, 1, 1, 1)])
+    def test_it_divides_by_the_largest_singular_value_of_one_row_an_output(self, shape: tuple[int, ...]) -> None:
+        norm, weight = self.held(*shape)
+        for _ in range(200):
+            held = norm(weight)
+        largest = np.linalg.svd(weight.detach().numpy().reshape(shape[0], -1), compute_uv=False)[0]
+        torch.testing.assert_close(held, weight / largest)
+
+    def test_its_estimate_is_never_too_large_so_that_a_kernels_norm_is_1_or_a_little_more(self) -> None:
+        for seed in range(20):
+            torch.manual_seed(seed)
+            norm, weight = self.held(32, 4, 4, 4)
+            assert 1 - 1e-12 <= torch.linalg.matrix_norm(norm(weight).flatten(1), 2) <= 1.2
+
+    def test_it_follows_weights_that_move(self) -> None:
+        norm, weight = self.held(8, 3, 4, 4)
+        before = norm(weight)
+        for _ in range(200):
+            held = norm(10 * weight.flip(0))
+        torch.testing.assert_close(held, before.flip(0), atol=2e-2, rtol=0)
+        assert torch.linalg.matrix_norm(held.flatten(1), 2).item() == pytest.approx(1)
+
+    def test_evaluation_repeats_itself_and_training_turns_in_place(self) -> None:
+        norm, weight = self.held(32, 4, 4, 4)
+        begun, places = norm.left.clone(), [b.data_ptr() for b in norm.buffers()]
+        norm.eval()
+        assert torch.equal(norm(weight), norm(weight))
+        assert torch.equal(norm.left, begun)
+        norm.train()
+        assert not torch.equal(norm(weight), norm(weight))
+        assert not torch.equal(norm.left, begun)
+        assert [b.data_ptr() for b in norm.buffers()] == places
+
+    def test_two_uses_before_one_backward_each_have_their_own_gradient(self) -> None:
+        norm, weight = self.held(6, 2, 3, 3)
+        twin, pull = copy.deepcopy(norm), torch.randn(6, 2, 3, 3).double()
+        first, second = norm(weight), norm(weight)
+        (both,) = torch.autograd.grad((pull * (first + second)).sum(), weight)
+        alone = [torch.autograd.grad((pull * twin(weight)).sum(), weight)[0] for _ in range(2)]
+        torch.testing.assert_close(both, alone[0] + alone[1])
+
+    def test_first_and_second_gradients_are_those_of_finite_differences(self) -> None:
+        norm, weight = self.held(4, 2, 2, 2)
+        norm.eval()  # one pair of vectors, or each evaluation is of another function
+        assert torch.autograd.gradcheck(norm, weight)
+        assert torch.autograd.gradgradcheck(norm, weight)
+
+    def test_scale_has_no_effect_and_no_gradient(self) -> None:
+        norm, weight = self.held(6, 2, 3, 3)
+        for _ in range(200):
+            norm(weight)
+        held = norm.eval()(weight)
+        torch.testing.assert_close(norm(3 * weight), held)
+        (gradient,) = torch.autograd.grad((torch.randn_like(held) * held).sum(), weight)
+        assert (gradient * weight).sum().item() == pytest.approx(0, abs=1e-12)
 
 
 class TestBatchNormStatistics:

@@ -28,15 +28,11 @@ from torch import Tensor
 from equipoise.centrelines import soft_skeleton
 from equipoise.config import LossConfig
 from equipoise.losses import (
-    ADVERSARIAL,
-    Game,
     cldice_loss,
     cross_entropy,
     cycle,
     dice_loss,
     focal_tversky_loss,
-    game,
-    lsgan,
     patch_auc,
     segmentation_loss,
     tversky_loss,
@@ -234,77 +230,6 @@ class TestReferences:
         got = gradient(loss(z, torch.tensor(labels)), z).numpy()
         assert np.abs(got).max() > 1e-3
         np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-8)
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
-
-
-class TestGames:
-    @pytest.mark.parametrize(
-        ("name", "critic", "generator"),
-        [
-            # real (2, .5), fake (0, -1)
-            ("lsgan", 0.5 * ((1 + 0.25) / 2 + (0 + 1) / 2), (1 + 4) / 2),
-            ("ns", (softplus(-2) + softplus(-0.5)) / 2 + (LOG2 + softplus(-1)) / 2, (LOG2 + softplus(1)) / 2),
-            ("hinge", (0 + 0.5) / 2 + (1 + 0) / 2, 0.5),
-        ],
-    )
-    def test_both_sides_have_the_value_worked_out_by_hand(self, name: str, critic: float, generator: float) -> None:
-        real, fake = torch.tensor([2.0, 0.5]), torch.tensor([0.0, -1.0])
-        assert ADVERSARIAL[name].critic(real, fake).item() == pytest.approx(critic, abs=1e-6)
-        assert ADVERSARIAL[name].generator(fake).item() == pytest.approx(generator, abs=1e-6)
-
-    def test_there_are_three_games_and_the_table_cannot_be_changed(self) -> None:
-        assert list(ADVERSARIAL) == ["lsgan", "ns", "hinge"]
-        with pytest.raises(TypeError):
-            ADVERSARIAL["mine"] = ADVERSARIAL["ns"]  # type: ignore[index]
-
-    @pytest.mark.parametrize("name", list(ADVERSARIAL))
-    def test_the_two_sides_pull_a_fake_patch_in_opposite_directions(self, name: str) -> None:
-        fake = torch.tensor([0.3], requires_grad=True)
-        (down,) = torch.autograd.grad(ADVERSARIAL[name].critic(torch.ones(1), fake), fake)
-        (up,) = torch.autograd.grad(ADVERSARIAL[name].generator(fake), fake)
-        assert down.item() > 0 > up.item()
-
-    @pytest.mark.parametrize("name", list(ADVERSARIAL))
-    def test_half_precision_logits_are_averaged_in_float32(self, name: str) -> None:
-        fake = torch.linspace(-2, 2, 1001).bfloat16()
-        losses = [ADVERSARIAL[name].critic(fake, fake), ADVERSARIAL[name].generator(fake)]
-        wide = [ADVERSARIAL[name].critic(fake.float(), fake.float()), ADVERSARIAL[name].generator(fake.float())]
-        assert losses == wide
-        assert all(x.dtype == torch.float32 for x in losses)
-
-    def test_non_saturating_losses_stay_finite_at_extreme_logits(self) -> None:
-        far = torch.tensor([1e4, -1e4])
-        assert ADVERSARIAL["ns"].critic(far, far).item() == pytest.approx(1e4)
-
-
-class TestLeastSquaresTargets:
-    def test_minus_1_1_and_0_by_hand(self) -> None:
-        # real (2, .5) wants 1; fake (0, -1) is to be told -1, and its maker wants 0.
-        real, fake = torch.tensor([2.0, 0.5]), torch.tensor([0.0, -1.0])
-        chosen = lsgan(fake=-1.0, real=1.0, wanted=0.0)
-        assert chosen.critic(real, fake).item() == 0.5 * ((1 + 0.25) / 2 + (1 + 0) / 2)
-        assert chosen.generator(fake).item() == (0 + 1) / 2
-
-    def test_each_side_is_0_at_its_own_targets_and_only_there(self) -> None:
-        chosen = lsgan(fake=-0.5, real=0.75, wanted=2.0)
-        a, b, c = (torch.full((3,), value) for value in (-0.5, 0.75, 2.0))
-        assert chosen.critic(b, a) == 0
-        assert chosen.generator(c) == 0
-        assert min(chosen.critic(a, a), chosen.critic(b, b), chosen.generator(a), chosen.generator(b)) > 0.5
-
-    def test_a_config_sets_them_and_by_default_they_are_the_published_ones(self) -> None:
-        real, fake = torch.tensor([2.0, 0.5]), torch.tensor([0.0, -1.0])
-
-        def both(chosen: Game) -> tuple[float, float]:
-            return chosen.critic(real, fake).item(), chosen.generator(fake).item()
-
-        config = LossConfig(lsgan_fake=-1.0, lsgan_real=1.0, lsgan_wanted=0.0)
-        assert both(game(config)) == both(lsgan(fake=-1.0, real=1.0, wanted=0.0))
-        assert both(game(LossConfig())) == both(ADVERSARIAL["lsgan"]) == (0.5625, 2.5)
-        assert game(LossConfig(adversarial="hinge")) is ADVERSARIAL["hinge"]
 
 
 def test_cycle_is_the_mean_absolute_difference() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -9,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from equipoise.config import HeadStride, NetConfig
+from equipoise.config import CriticLayers, HeadStride, NetConfig
 from equipoise.config_base import Leaf
 from equipoise.nets import Critic, Decoder, Encoder, Features, Generator, Segmenter, Sifa
 from equipoise.nets.layers import (
@@ -105,13 +107,42 @@ class TestSizes:
         assert sizes(abstract(head_stride=stride)) == SIZES | {"segmenter": segmenter}
 
     @pytest.mark.parametrize("norm", ["batch_per_domain", "instance", "group"])
-    def test_the_encoders_norm_changes_no_count_but_its_absence_from_images_does(self, norm: str) -> None:
+    def test_the_encoders_norm_changes_no_count(self, norm: str) -> None:
         assert sizes(abstract(encoder_norm=norm)) == SIZES
-        bare = sizes(abstract(image_norm="none"))
-        affine = 2 * (2 * 32 + 2 * 64 + 19 * 128)  # of the generator
-        assert SIZES["generator"] - bare["generator"] == affine
-        assert SIZES["critic_t"] - bare["critic_t"] == 2 * (128 + 256 + 512)
-        assert bare["encoder"] == SIZES["encoder"]
+
+    def test_without_a_norm_generator_and_decoder_lack_its_scales_and_shifts_and_nobody_else(self) -> None:
+        lost = {"generator": 2 * (2 * 32 + 2 * 64 + 19 * 128), "decoder": 2 * (9 * 128 + 2 * 64 + 32)}
+        assert sizes(abstract(image_norm="none")) == SIZES | {k: SIZES[k] - v for k, v in lost.items()}
+
+    @pytest.mark.parametrize(("norm", "lost"), [("both", 0), ("spectral", 1), ("none", 1)])
+    def test_of_the_critics_norms_instance_norm_alone_has_parameters(self, norm: str, lost: int) -> None:
+        critics = {name: SIZES[name] - lost * 2 * (128 + 256 + 512) for name in SIZES if name.startswith("critic")}
+        assert sizes(abstract(critic_norm=norm)) == SIZES | critics
+
+    @pytest.mark.parametrize(
+        ("settings", "size", "first", "last"),
+        [
+            # 4x4 kernels, and scales and shifts of all units but the first
+            ({"critic_layers": 2}, 16 * (64 + 64 * 128 + 128 * 256 + 256) + 2 * (128 + 256), 16 * 64, 16 * 256),
+            (
+                {"critic_channels": 32},
+                16 * (32 + 32 * 64 + 64 * 128 + 128 * 256 + 256) + 2 * (64 + 128 + 256),
+                16 * 32,
+                16 * 256,
+            ),
+            (
+                {"critic_layers": 2, "critic_channels": 12},
+                16 * (12 + 12 * 24 + 24 * 48 + 48) + 2 * (24 + 48),
+                16 * 12,
+                16 * 48,
+            ),
+        ],
+    )
+    def test_shallower_and_narrower_critics_have_the_parameters_of_their_layers(
+        self, settings: dict[str, Leaf], size: int, first: int, last: int
+    ) -> None:
+        critics = {"critic_t": size, "critic_s": size + last, "critic_p": size + first, "critic_p_low": size + first}
+        assert sizes(abstract(**settings)) == SIZES | critics
 
     def test_every_parameter_is_trainable(self) -> None:
         assert all(p.requires_grad for p in abstract().parameters())
@@ -212,14 +243,19 @@ class TestShapes:
         with pytest.raises(ValueError, match="'source' must be one of 'translated', 'target'"):
             narrow.encoder(torch.zeros(2, 1, 32, 32), "source")
 
-    def test_a_critics_patch_is_70_pixels_wide(self) -> None:
-        critic = Critic(1, width=0.05, norm="none")  # instance norm sees the whole map
+    @pytest.mark.parametrize(("layers", "side", "patch"), [(3, 35, 70), (2, 67, 34)])
+    def test_a_critics_patch_is_70_pixels_wide_and_34_with_two_halvings(
+        self, layers: CriticLayers, side: int, patch: int
+    ) -> None:
+        critic = Critic(1, width=0.05, norm="none", layers=layers)  # instance norm sees the whole map
         image = torch.randn(1, 1, 256, 256, requires_grad=True)
-        critic(image)[0, 0, 17, 17].backward()
+        logits = critic(image)
+        assert logits.shape == (1, 1, side, side)
+        logits[0, 0, side // 2, side // 2].backward()
         assert image.grad is not None
         for axis in (2, 3):
             seen = image.grad.abs().sum(5 - axis).flatten().nonzero()
-            assert seen.max() - seen.min() + 1 == 70
+            assert seen.max() - seen.min() + 1 == patch
 
 
 class TestInitialValues:
@@ -358,8 +394,8 @@ class TestDropout:
 
 
 class TestNormSwitches:
-    def test_no_image_norm_leaves_convolutions_and_activations_only(self) -> None:
-        net = built(width=0.05, image_norm="none")
+    def test_without_a_norm_there_are_convolutions_and_activations_only(self) -> None:
+        net = built(width=0.05, image_norm="none", critic_norm="none")
         for name, part in net.named_children():
             assert name == "encoder" or not any(isinstance(m, GroupNorm) for m in part.modules())
         x = torch.randn(1, 1, 32, 32)
@@ -368,6 +404,16 @@ class TestNormSwitches:
         for weight, stride in zip(weights, (2, 2, 2, 1), strict=True):
             want = F.leaky_relu(F.conv2d(want, weight, stride=stride, padding=2), 0.2)
         torch.testing.assert_close(net.critic_t(x), F.conv2d(want, last, padding=2))
+
+    @pytest.mark.parametrize("lost", ["image_norm", "critic_norm"])
+    def test_critics_and_the_others_lose_their_norm_apart(self, lost: str) -> None:
+        net = built(width=0.05, **{lost: "none"})
+        without = {
+            name for name, part in net.named_children() if not any(isinstance(m, GroupNorm) for m in part.modules())
+        }
+        critics = {name for name, _ in net.named_children() if name.startswith("critic")}
+        others = {"encoder", "segmenter", "segmenter_low"}
+        assert without - others == (critics if lost == "critic_norm" else {"generator", "decoder"})
 
     @pytest.mark.parametrize(("name", "kind"), [("instance", InstanceNorm), ("group", GroupNorm)])
     def test_an_encoder_of_instance_or_group_norm_is_the_same_in_training_and_evaluation(
@@ -417,6 +463,73 @@ class TestNormSwitches:
             norms = sum(isinstance(m, BatchNorm) for m in net.modules())
             assert len(called) == (norms if hooked else 0)
             assert norms > 20
+
+
+class TestSpectralCritics:
+    @staticmethod
+    def kernels(net: nn.Module) -> list[Tensor]:
+        """Those that the critics' convolutions use now, as matrices of one row an output."""
+        return [m.weight.detach().flatten(1) for m in net.modules() if isinstance(m, Conv) and is_parametrized(m)]
+
+    @pytest.mark.parametrize(("norm", "instance"), [("spectral", 0), ("both", 3)])
+    def test_every_convolution_of_every_critic_is_held_and_no_other(self, norm: str, instance: int) -> None:
+        net = built(width=0.05, critic_norm=norm)
+        for name, part in net.named_children():
+            critic = name.startswith("critic")
+            convs = [m for m in part.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
+            assert [is_parametrized(m) for m in convs] == len(convs) * [critic], name
+            assert not critic or sum(isinstance(m, InstanceNorm) for m in part.modules()) == instance
+
+    def test_no_layers_largest_singular_value_strays_from_1_while_weights_move(self) -> None:
+        net, image = built(width=0.25, critic_norm="spectral"), torch.rand(2, 1, 32, 32) * 2 - 1
+        begun = [p.detach().clone() for p in net.critic_t.parameters()]
+        adam = torch.optim.Adam(net.critic_t.parameters(), lr=1e-3)
+        for _ in range(60):
+            adam.zero_grad()
+            (net.critic_t(image) - 1).square().mean().backward()
+            adam.step()
+        assert all((p - was).norm() > 0.2 * was.norm() for p, was in zip(net.critic_t.parameters(), begun, strict=True))
+        values = [torch.linalg.matrix_norm(kernel, 2).item() for kernel in self.kernels(net.critic_t.eval())]
+        assert values == pytest.approx(5 * [1.0], abs=0.03)
+
+    def test_the_critics_parameters_are_those_of_a_net_without_it_and_start_the_same(self) -> None:
+        nets = {}
+        for norm in ("none", "spectral"):
+            for initial in ("truncated_normal", "glorot"):
+                torch.manual_seed(7)
+                nets[norm, initial] = list(built(width=0.05, critic_norm=norm, initial=initial).critic_s.parameters())
+        for initial in ("truncated_normal", "glorot"):
+            for plain, held in zip(nets["none", initial], nets["spectral", initial], strict=True):
+                assert torch.equal(plain, held)
+        assert not torch.equal(nets["spectral", "glorot"][0], nets["spectral", "truncated_normal"][0])
+
+    def test_every_parameter_of_a_critic_moves_with_its_logits(self) -> None:
+        critic = built(width=0.05, critic_norm="both").critic_t
+        critic(torch.randn(2, 1, 32, 32)).square().mean().backward()
+        for name, parameter in critic.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+    def test_a_copy_and_a_saved_state_say_the_same_and_go_their_own_ways(self) -> None:
+        net, image = built(width=0.05, critic_norm="spectral"), torch.randn(2, 1, 32, 32)
+        net.critic_t(image)
+        copied, loaded = copy.deepcopy(net), built(width=0.05, critic_norm="spectral")
+        loaded.load_state_dict(net.state_dict())
+        want = [net.critic_t(image) for _ in range(2)]
+        for other in (copied, loaded):
+            assert torch.equal(other.critic_t(image), want[0])
+            assert torch.equal(other.critic_t(image), want[1]), "and turn alike"
+        with torch.no_grad():
+            for parameter in copied.critic_t.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        assert torch.equal(net.critic_t.eval()(image), loaded.critic_t.eval()(image))
+        assert not torch.equal(copied.critic_t.eval()(image), net.critic_t(image))
+
+    def test_it_works_in_channels_last(self) -> None:
+        net, image = built(width=0.05, critic_norm="both").double(), torch.randn(2, 1, 32, 32).double()
+        want = net.eval().critic_t(image)
+        got = net.to(memory_format=LAST).critic_t(image.to(memory_format=LAST))  # type: ignore[call-overload]
+        torch.testing.assert_close(got, want)
 
 
 class TestOutputs:

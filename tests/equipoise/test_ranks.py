@@ -28,6 +28,7 @@ from equipoise.players import Players
 from equipoise.pool import ImagePool
 from equipoise.ranks import Ranks
 from equipoise.record import Record, recorded
+from equipoise.referee import Referee
 from equipoise.step import Batch, Pools, Signals
 from equipoise.train import Run, fit
 from slicestore.errors import InputError
@@ -44,6 +45,8 @@ CASES = {
     "vessel losses": (
         STEP.at("loss.overlap", "focal_tversky").at("loss.cross_entropy", "balanced").at("loss.cldice", 0.5)
     ),
+    "relativistic": STEP.having({"loss.adversarial": "ra_lsgan", "critic.lecam": 0.3, "loss.identity": 2.0}),
+    "penalised": STEP.having({"critic.penalty": "r1r2", "critic.gamma": 1e-3, "optim.clip": 0.5}),
 }
 """One step of two ranks each, in float64 but for `float32`."""
 TOLERANCE = {"float32": 1e-5}
@@ -110,7 +113,9 @@ def one_step(net: Sifa, part: slice, ranks: Ranks, config: RunConfig) -> Signals
     label[0, :2], label[1, :20], label[3, 5:10] = 1, 1, 1
     batch = Batch(source[part], label[part], target[part])
     players, pools = Players(net, config), Pools(ImagePool(0, 0), ImagePool(0, 0))
-    return train.UPDATES[config.updates](net, players, pools, batch, config, ranks, torch.ones(()))
+    referee = Referee.of(config, ranks, torch.device("cpu"))
+    referee.penalise = config.critic.penalty != "none"
+    return train.UPDATES[config.updates](net, players, pools, batch, config, ranks, referee)
 
 
 def poison_rank_1(ranks: Ranks) -> None:
@@ -321,7 +326,7 @@ class TestOneStep:
             for name, statistics in net.named_buffers():
                 torch.testing.assert_close(found["statistics"][name], statistics, rtol=tolerance, atol=tolerance)
             for name, value in signals.items():
-                if name.startswith(("loss/", "critic/loss")):
+                if name.startswith(("loss/", "critic/loss", "critic/penalty", "critic/lecam")):
                     torch.testing.assert_close(found["losses"][name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 

@@ -1,11 +1,13 @@
 """The report is one file that tells every run as it was recorded, and nothing of who ran it or where."""
 
 import base64
+import dataclasses
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,14 +16,16 @@ import torch
 from equipoise import curves
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.curves import critics, losses
-from equipoise.figures import Run, dice_against_stability, kaplan_meier, survival
+from equipoise.figures import LOOKS, Run, dice_against_stability, survival
 from equipoise.monitor import Finding, Verdict
 from equipoise.panels import Panels
 from equipoise.record import Record
 from equipoise.report import best_point, write_report
-from equipoise.search import Choice, Range
+from equipoise.search import Choice, Fixed, Range
 from equipoise.study import Study, StudyFolder
+from equipoise.table import COLOURS
 from equipoise.train import Progress
+from equipoise.verdict import Kind
 from slicestore.errors import InputError
 
 STEPS, BLOCK = 400, 10
@@ -246,8 +250,19 @@ def test_of_a_hinge_game_the_margin_is_drawn_and_not_the_generator(folder: Study
     assert [titles[int(t.xaxis[1:] or 1) - 1] for t in lines] == [
         "cycle, target",
         "segmentation",
-        "margin of D_t, hinge",
+        "margin of D_t",
     ]
+
+
+def test_a_margin_may_be_negative_and_is_drawn_all_the_same(folder: StudyFolder) -> None:
+    with open(folder.runs / "003-dddd" / "signals.jsonl", "a") as file:
+        file.write(json.dumps({"step": 110, "critic/gap_t": -0.4, "time/block": 1, "divergence/stability": 1}) + "\n")
+    drawn = losses(runs(folder), None)
+    (line,) = (t for t in drawn.figure.data if t.name == "003-dddd" and t.mode == "lines" and t.xaxis == "x4")
+    assert line.y[-1] == pytest.approx(-0.4)
+    assert drawn.figure.layout.yaxis4.type is None
+    assert drawn.figure.layout.yaxis.type == "log"
+    assert not any("003-dddd: critic/gap_t" in note for note in drawn.notes)
 
 
 def test_with_very_many_blocks_only_every_kth_is_drawn_and_the_report_stays_small(
@@ -265,17 +280,85 @@ def test_a_run_without_a_dice_is_not_drawn_against_stability(folder: StudyFolder
     assert drawn.notes == ["004-eeee is not drawn: no Dice."]
 
 
-def test_survival_is_that_of_kaplan_and_meier() -> None:
-    # Four at risk at 10, one diverges: 3/4. One is censored at 20. Two at risk at 30, one diverges: 3/4 x 1/2.
-    assert kaplan_meier([10, 20, 30, 40], [True, False, True, False]) == [(0, 1.0), (10, 0.75), (30, 0.375)]
-    # A run that ends at the very step of another's onset was still at risk then.
-    assert kaplan_meier([10, 10], [True, False]) == [(0, 1.0), (10, 0.5)]
-
-
-def test_survival_is_drawn_by_game_and_only_where_a_point_diverged(folder: StudyFolder) -> None:
+def test_survival_is_drawn_by_game_and_only_where_a_point_failed(folder: StudyFolder) -> None:
     points = [run for run in runs(folder) if not run.confirms]
     drawn = survival(points)
     assert drawn
     names = [t.name for t in drawn.figure.data if t.mode == "lines"]
-    assert names == ["hinge (1 of 3 diverged)", "lsgan (1 of 3 diverged)"]
+    assert names == ["hinge (1 of 3 failed)", "lsgan (1 of 3 failed)"]
     assert survival([run for run in points if run.kind != "diverged"]) is None
+
+
+@pytest.mark.parametrize("kind", [k for k in get_args(Kind) if k not in ("d_wins", "stable", "diverged", "censored")])
+def test_every_kind_of_verdict_is_told_in_its_own_look(folder: StudyFolder, kind: Any) -> None:
+    record(folder, "006-abcd", STUDY.run, 400, 0.5, Verdict(kind, 400, 400, 0.95))
+    page = write_report(folder).read_text()
+    assert f'class="verdict {kind}"' in page
+    assert f".{kind} {{ --kind: {LOOKS[kind].colour}; }}" in page
+    assert f"1 {kind}" in page
+    assert COLOURS[kind]
+    assert len({look.symbol for look in LOOKS.values()}) == len({look.colour for look in LOOKS.values()}) == len(LOOKS)
+
+
+def test_the_cost_tells_what_the_alarm_saved_apart_from_what_the_pruner_did(page: str) -> None:
+    cost = page[page.index("<h2>Cost</h2>") : page.index("<h2>Images</h2>")]
+    # Of 1750 steps done and 410 + 300 saved; the run that has not ended saves none.
+    assert "Stopping at the alarm saved 16.7% of all steps." in cost
+    line = re.search("<tr class=all>(.*?)</tr>", cost)
+    assert line
+    assert re.findall("<td>([^<]*)</td>", line[1])[:4] == ["7", "1,750", "410", "300"]
+
+
+def grid(tmp_path: Path, **changed: Any) -> StudyFolder:
+    """Two given points, of which one is called by a name that must be escaped."""
+    first = ({}, {"optim.lr": 2e-3, "net.image_norm": "none"})
+    given = dataclasses.replace(
+        STUDY, space={}, first=first, labels=("as published", "no norm & lr <0.002>"), points=2, **changed
+    )
+    made = StudyFolder.create(tmp_path / "grid", given, COMMAND, {"seeds": [0, 1], "sifa": True})
+    for number, point in enumerate(first):
+        record(made, f"{number:04d}-aaaa", given.run.having(point), 400, 0.7, Verdict("stable", 400, 400, 0.98))
+    return made
+
+
+def test_a_given_point_is_told_by_its_name_and_by_what_it_sets(tmp_path: Path) -> None:
+    page = write_report(grid(tmp_path)).read_text()
+    line = re.search('<tbody data-run="0001-aaaa">(.*?)</tbody>', page)
+    assert line
+    assert "no norm &amp; lr &lt;0.002&gt;" in line[1]
+    assert "<td" in line[1]
+    assert ">0.002</td>" in line[1]
+    assert ">none</td>" in line[1]
+    heads = re.search("<thead>(.*?)</thead>", page)
+    assert heads
+    assert re.findall("<small>([^<]+)</small>", heads[1]) == ["optim", "net"]
+    assert "All points were given; nothing was searched." in page
+    assert "python studies/sweep.py --seeds 0 1 --sifa" in page
+
+
+def test_settings_that_no_run_differs_in_have_no_column(tmp_path: Path) -> None:
+    made = grid(tmp_path)
+    record(made, "0002-aaaa", STUDY.run, 400, 0.7, Verdict("stable", 400, 400, 0.98))
+    (made.runs / "0001-aaaa" / "config.json").unlink()
+    heads = re.search("<thead>(.*?)</thead>", write_report(made).read_text())
+    assert heads
+    assert "<small>" not in heads[1]
+
+
+def test_where_a_study_searches_is_told_with_its_conditions(tmp_path: Path) -> None:
+    space = {
+        "loss.adversarial": Choice(("lsgan", "rp")),
+        "critic.penalty": (Fixed("r1r2", when={"loss.adversarial": ("rp",)}), Choice(("none", "r1"))),
+        "critic.gamma": Range(0.01, 100.0, when={"critic.penalty": ("r1", "r1r2"), "loss.adversarial": ("rp",)}),
+        "loss.identity": Range(0.1, 5.0, log=False, off=0.0),
+        "net.skip": Choice((True, False)),
+    }
+    made = StudyFolder.create(tmp_path / "a", dataclasses.replace(STUDY, space=space), COMMAND, {})
+    page = write_report(made).read_text()
+    for told in (
+        "always r1r2, where loss.adversarial is rp; else none, r1",
+        "0.01 to 100, logarithmic, where critic.penalty is r1 or r1r2 and loss.adversarial is rp",
+        "0.1 to 5, or 0",
+        "True, False",
+    ):
+        assert f"<td>{told}</td>" in page

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from equipoise.config import PUBLISHED, V1
-from equipoise.schedules import rates
+from equipoise.schedules import idle_steps, rates
 
 
 def test_v2_changes_nothing_while_it_trains() -> None:
-    assert {rates(PUBLISHED, n, 10) for n in (1, 9_999, 20_000)} == {(1.0, 1.0, 1.0)}
+    assert {rates(PUBLISHED, n, 10) for n in (1, 9_999, 20_000)} == {(1.0, 1.0, 1.0, 0.0)}
 
 
 def test_v1_lets_the_game_of_predictions_in_at_epoch_5_and_whole_at_epoch_7() -> None:
@@ -37,3 +37,24 @@ def test_a_linear_half_falls_to_a_last_step_above_0_for_everybody() -> None:
 def test_a_game_that_starts_and_is_whole_at_the_same_epoch_comes_at_once() -> None:
     config = PUBLISHED.at("loss.adv_p_full_epoch", 3).at("loss.adv_p_from_epoch", 3)
     assert [rates(config, n, 5).predictions for n in (15, 16)] == [0, 1]
+
+
+def test_a_cosine_falls_from_the_whole_rate_along_half_a_wave() -> None:
+    config = PUBLISHED.having({"steps": 4, "optim.schedule": "cosine"})
+    half = 0.5**0.5
+    assert [rates(config, n, 8).images for n in (1, 2, 3, 4)] == pytest.approx([1, (1 + half) / 2, 0.5, (1 - half) / 2])
+
+
+def test_the_game_of_predictions_warms_up_over_a_share_of_the_run() -> None:
+    config = PUBLISHED.having({"steps": 100, "loss.adv_p_warmup": 0.1})
+    assert [rates(config, n, 7).predictions for n in (1, 5, 10, 11, 100)] == pytest.approx([0.1, 0.5, 1, 1, 1])
+    assert idle_steps(config, 7) == 10
+    assert idle_steps(V1, 7) == 35
+    assert idle_steps(PUBLISHED, 7) == 0
+
+
+def test_instance_noise_falls_linearly_to_none() -> None:
+    config = PUBLISHED.having({"steps": 100, "critic.noise": 0.2})
+    assert [rates(config, n, 7).noise for n in (1, 26, 51, 100)] == pytest.approx([0.2, 0.1, 0, 0])
+    assert rates(config.at("critic.noise_until", 1.0), 51, 7).noise == pytest.approx(0.1)
+    assert rates(config.at("critic.noise_until", 0.0), 1, 7).noise == 0

@@ -20,6 +20,7 @@ from equipoise.nets import Sifa
 from equipoise.players import Players
 from equipoise.pool import ImagePool
 from equipoise.ranks import Ranks
+from equipoise.referee import Referee
 from equipoise.step import Batch, Pools, Signals
 from equipoise.train import UPDATES
 
@@ -88,7 +89,10 @@ def step(
 ) -> Signals:
     players = players or Players(net, config)
     pools = pools or Pools(ImagePool(0, 0), ImagePool(0, 0))
-    return UPDATES[updates](net, players, pools, make_batch(config), config, Ranks(), torch.full((), 0.5))
+    referee = Referee.of(config, Ranks(), torch.device("cpu"))
+    referee.dials.predictions.fill_(0.5)
+    referee.penalise = config.critic.penalty != "none"
+    return UPDATES[updates](net, players, pools, make_batch(config), config, Ranks(), referee)
 
 
 def weights_of(net: Sifa) -> dict[str, Tensor]:
@@ -104,6 +108,9 @@ OTHERWISE: list[dict[str, Leaf]] = [
     {"net.head_stride": 2, "net.classes": 4, "loss.overlap": "focal_tversky", "loss.cross_entropy": "balanced"},
     {"net.channels": 3, "loss.image_in_encoder": 0.0, "net.skip": False},
     {"net.encoder_norm": "batch_per_domain", "loss.cycle": 0.0, "loss.adversarial": "hinge"},
+    {"loss.adversarial": "ra_lsgan", "loss.identity": 2.0, "optim.clip": 0.1},
+    {"loss.adversarial": "rp", "critic.penalty": "r1r2", "critic.gamma": 0.3},
+    {"critic.penalty": "r1", "critic.penalty_every": 4, "critic.lecam": 0.5, "net.critic_norm": "none"},
 ]
 
 

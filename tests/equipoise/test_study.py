@@ -13,7 +13,7 @@ from equipoise.checkpoint import State
 from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.record import Record
-from equipoise.search import Choice, Range
+from equipoise.search import Choice, Fixed, Range
 from equipoise.study import Account, Study, StudyFolder
 from equipoise.train import Progress
 from slicestore.errors import InputError
@@ -30,6 +30,7 @@ def study(**changed: Any) -> Study:
             "loss.adversarial": Choice(("lsgan", "ns")),
         },
         "first": ({"optim.lr": 1e-3}, {"loss.adversarial": "ns", "loss.cycle": 5}),
+        "labels": ("tenfold", "other game"),
         "objective": "target_dice",
         "feasible": 0.8,
         "points": 5,
@@ -45,8 +46,23 @@ class TestDeclaration:
         assert list(again.space) == list(study().space), "dimensions keep their order: samplers draw in it"
         assert again.space["loss.cycle"] == Range(1, 20, log=False)
 
+    def test_conditions_cases_and_what_follows_from_others_survive_json(self) -> None:
+        space = {
+            "loss.adversarial": Choice(("lsgan", "rp")),
+            "optim.beta1": Fixed(0.0, when={"loss.adversarial": ("rp",)}),
+            "critic.penalty": (Fixed("r1r2", when={"loss.adversarial": ("rp",)}), Choice(("none", "r1"))),
+            "critic.gamma": Range(0.1, 10.0, when={"critic.penalty": ("r1", "r1r2")}),
+            "loss.identity": Range(0.1, 5.0, off=0.0),
+            "net.skip": Choice((True, False)),
+            "pool": Choice((0, 50)),
+        }
+        made = study(space=space)
+        again = Study.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False)))
+        assert again == made
+        assert list(again.space) == list(space)
+
     def test_its_defaults_survive_json_too(self) -> None:
-        plain = Study(name="a", question="b", run=RunConfig(), space={})
+        plain = Study(name="a", question="b", run=RunConfig(), space={"optim.lr": Range(1e-4, 1e-2)})
         assert Study.from_dict(json.loads(json.dumps(plain.to_dict()))) == plain
 
     @pytest.mark.parametrize("points", [0, -1])
@@ -62,23 +78,64 @@ class TestDeclaration:
 
     def test_a_misspelt_path_is_found_when_the_study_is_declared(self) -> None:
         with pytest.raises(KeyError, match="cycel"):
-            study(space={"loss.cycel": Range(1, 2)}, first=())
+            study(space={"loss.cycel": Range(1, 2)}, first=(), labels=())
         with pytest.raises(KeyError, match="cycel"):
-            study(first=({"loss.cycel": 1.0},))
+            study(first=({"loss.cycel": 1.0},), labels=())
 
     def test_an_empty_range_and_a_bad_option_are_found_when_the_study_is_declared(self) -> None:
         with pytest.raises(ValueError, match="cycle"):
-            study(space={"loss.cycle": Range(2, 1)}, first=())
+            study(space={"loss.cycle": Range(2, 1)}, first=(), labels=())
         with pytest.raises(ValueError, match="wgan"):
-            study(space={"loss.adversarial": Choice(("lsgan", "wgan"))}, first=())
+            study(space={"loss.adversarial": Choice(("lsgan", "wgan"))}, first=(), labels=())
 
-    def test_a_first_point_outside_the_space_is_found_when_the_study_is_declared(self) -> None:
-        with pytest.raises(ValueError, match=r"outside the space.*optim\.lr"):
-            study(first=({"optim.lr": 0.5},))
+    def test_values_that_cannot_be_had_together_are_found_when_the_study_is_declared(self) -> None:
+        space = {"loss.adversarial": Choice(("lsgan", "rp")), "critic.penalty": Choice(("none", "r1r2"))}
+        with pytest.raises(ValueError, match=r"the space holds a run that cannot be: loss\.adversarial 'rp': "):
+            study(space=space, first=(), labels=())
 
-    def test_a_run_outside_the_space_is_found_too_when_a_first_point_leaves_it_there(self) -> None:
-        with pytest.raises(ValueError, match=r"outside the space.*loss\.cycle"):
-            study(run=RunConfig().at("loss.cycle", 25.0))
+    def test_a_control_may_set_what_the_space_does_not_hold_but_no_run_that_cannot_be(self) -> None:
+        control = {"loss.adversarial": "wgan_gp", "critic.penalty": "gp", "optim.lr": 0.5, "seed": 4}
+        assert study(first=(control,), labels=()).first == (control,)
+        with pytest.raises(ValueError, match=r"must be 'gp' where loss\.adversarial is 'wgan_gp'"):
+            study(first=({"loss.adversarial": "wgan_gp"},), labels=())
+
+    def test_two_controls_that_are_the_same_run_are_found_by_their_names(self) -> None:
+        first = ({}, {"optim.lr": 1e-3}, {"optim.lr": 2e-4})
+        with pytest.raises(ValueError, match="controls 'published' and 'again' are the same run"):
+            study(first=first, labels=("published", "other", "again"))
+        with pytest.raises(ValueError, match="controls 0 and 2 are the same run"):
+            study(first=first, labels=())
+
+    @pytest.mark.parametrize("labels", [("one",), ("one", "two", "three"), ("one", "one")])
+    def test_labels_are_one_a_control_and_different(self, labels: tuple[str, ...]) -> None:
+        with pytest.raises(ValueError, match=r"2 controls have \d different labels"):
+            study(labels=labels)
+
+
+class TestGivenPoints:
+    def test_a_study_whose_points_are_all_given_needs_no_space_and_searches_nothing(self) -> None:
+        grid = study(space={}, points=2)
+        assert not grid.searches
+        assert study().searches
+
+    def test_it_may_say_in_what_its_points_differ_without_every_combination_being_a_run(self) -> None:
+        rp = {"loss.adversarial": "rp", "critic.penalty": "r1r2"}
+        space = {"loss.adversarial": Choice(("lsgan", "rp")), "critic.penalty": Choice(("none", "r1r2"))}
+        assert not study(space=space, first=({}, rp), points=2).searches
+
+    @pytest.mark.parametrize(("first", "remedy"), [(2, "ask for at most 2"), (0, "give a space, or first points")])
+    def test_more_points_than_are_given_need_a_space(self, first: int, remedy: str) -> None:
+        given = study().first[:first]
+        with pytest.raises(InputError) as error:
+            study(space={}, points=3, first=given, labels=())
+        assert (error.value.found, error.value.remedy) == ("3", remedy)
+
+    def test_a_control_s_name_is_found_by_its_settings(self) -> None:
+        made = study(run=RunConfig(steps=100, seed=3))
+        names = made.names()
+        assert names == {made.run.at("optim.lr", 1e-3): "tenfold", made.run.having(made.first[1]): "other game"}
+        assert names.get(made.run.at("optim.lr", 1e-3).at("seed", 4)) is None
+        assert study(labels=()).names() == {}
 
 
 class TestFolder:
@@ -141,8 +198,9 @@ class TestAgree:
             ({"feasible": 0.5}, ("0.8", "0.5")),
             ({"objective": "translated_dice"}, ("target_dice", "translated_dice")),
             ({"run": RunConfig(steps=200)}, ("100", "200")),
-            ({"first": ({"optim.lr": 2e-3},)}, ("0.001", "0.002")),
-            ({"space": {"optim.lr": Range(1e-4, 2e-2)}, "first": ()}, ("0.01", "0.02")),
+            ({"first": ({"optim.lr": 2e-3}, study().first[1])}, ("0.001", "0.002")),
+            ({"labels": ("tenfold", "ns")}, ("other game", "ns")),
+            ({"space": {"optim.lr": Range(1e-4, 2e-2)}}, ("0.01", "0.02")),
         ],
     )
     def test_another_declaration_is_refused_and_what_differs_is_named_with_both_values(
@@ -181,13 +239,22 @@ class TestAccount:
             self.record(tmp_path / "c", one, {20: 1.0}, "censored"),  # 1 s; 80 steps at .05 s saved
             self.record(tmp_path / "d", one, {10: 3.0}, None),  # 3 s; still running: saves nothing yet
             self.record(tmp_path / "e", one, {}, None),
+            self.record(tmp_path / "f", one, {75: 3.0}, "saturated"),  # 3 s; 25 steps at .04 s saved
+            self.record(tmp_path / "g", one, {100: 1.0}, "collapsed"),  # 1 s; at its end: nothing saved
         ]
         account = Account.of(records)
-        assert account.verdicts == {"stable": 1, "diverged": 1, "censored": 1, "running": 2}
-        assert account.steps == 100 + 40 + 20 + 10
-        assert account.steps_saved == 160 + 80
-        assert account.seconds == pytest.approx(12 + 20 + 1 + 3)
-        assert account.seconds_saved == pytest.approx(160 * 0.5 + 80 * 0.05)
+        ended = {"stable": 1, "diverged": 1, "censored": 1, "saturated": 1, "collapsed": 1}
+        assert account.verdicts == ended | {"running": 2}
+        assert account.steps == 100 + 40 + 20 + 10 + 75 + 100
+        assert (account.steps_saved_alarm, account.steps_saved_pruner) == (160 + 25, 80)
+        assert account.steps_saved == 160 + 25 + 80
+        assert account.seconds == pytest.approx(12 + 20 + 1 + 3 + 3 + 1)
+        assert account.seconds_saved_alarm == pytest.approx(160 * 0.5 + 25 * 0.04)
+        assert account.seconds_saved_pruner == pytest.approx(80 * 0.05)
+        assert account.seconds_saved == pytest.approx(160 * 0.5 + 25 * 0.04 + 80 * 0.05)
+        assert account.share_saved_alarm == pytest.approx(185 / (345 + 265))
 
     def test_no_runs_cost_nothing(self) -> None:
-        assert Account.of([]) == Account({}, 0, 0, 0.0, 0.0)
+        nothing = Account.of([])
+        assert nothing == Account({}, 0, 0, 0, 0.0, 0.0, 0.0)
+        assert nothing.share_saved_alarm == 0

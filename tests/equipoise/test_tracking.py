@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +105,18 @@ def test_a_line_that_is_half_written_is_told_when_it_is_whole(record: Record) ->
     assert notes.steps == [1, 2]
 
 
+def test_a_run_that_went_back_is_followed_from_there(record: Record) -> None:
+    notes = Notes()
+    watcher = Watcher(lambda: [record], [notes], every=60)
+    write(record, {"step": 1}, {"step": 2}, {"step": 3})
+    watcher.look()
+    record.rewind(1)
+    watcher.look()
+    write(record, {"step": 2}, {"step": 3}, {"step": 4})
+    watcher.look()
+    assert notes.steps == [1, 2, 3, 2, 3, 4]
+
+
 def test_leaving_the_watcher_tells_the_rest_and_closes(record: Record) -> None:
     notes = Notes()
     write(record, {"step": 1})
@@ -135,6 +148,40 @@ def test_a_run_reads_back_from_w_and_b_s_file_with_its_numbers_and_verdict(recor
     assert "loss/ce became nan at step 2" in told["sentence"]
     (alert,) = (r.alert for r in records(path) if r.WhichOneof("record_type") == "alert")
     assert alert.title == "diverged"
+
+
+@pytest.mark.parametrize(
+    ("kind", "failed"),
+    [
+        ("saturated", True),
+        ("collapsed", True),
+        ("recovered", False),
+        ("d_wins", False),
+        ("blurry", False),
+        ("censored", False),
+    ],
+)
+def test_every_verdict_is_a_tag_and_failures_raise_an_alert(
+    record: Record, tmp_path: Path, kind: Any, failed: bool
+) -> None:
+    write(record, {"step": 1})
+    record.close(Verdict(kind, 4, 4, 0.9))
+    watch(record, tracker(tmp_path))
+    (path,) = files(tmp_path)
+    tags = [list(r.run.tags) for r in records(path) if r.WhichOneof("record_type") == "run"]
+    assert tags[-1] == ["lsgan", kind]
+    titles = [r.alert.title for r in records(path) if r.WhichOneof("record_type") == "alert"]
+    assert titles == [kind] * failed
+
+
+def test_what_a_control_is_called_is_noted(record: Record, tmp_path: Path) -> None:
+    write(record, {"step": 1})
+    record.close(STABLE)
+    names = {record.config: "as published"}
+    called = WandbTracker(tmp_path / "wandb", group="g", prefix="id", mode="offline", images=False, names=names)
+    watch(record, called)
+    (path,) = files(tmp_path)
+    assert {r.run.notes for r in records(path) if r.WhichOneof("record_type") == "run"} == {"as published"}
 
 
 def test_a_resumed_run_goes_on_under_its_id_and_repeats_no_row(record: Record, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -38,10 +38,17 @@ from slicestore.place import Place
 from slicestore.settings import Preprocessing
 from slicestore.store import Domain, Store
 
+FIELD_MM = 192.0
+"""Side of a synthetic head's slices, which the head fills."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line says of a study. Without any, a small study on synthetic heads, on this machine."""
+    """What the command line says of a study. Without any, a small study on synthetic heads, on this machine.
+
+    A script with flags of its own declares them in a subclass: numbers, words, booleans, or tuples of these, each with
+    a default. They are kept with the study, so that a resumed one has them too.
+    """
 
     store: str | None = None
     """A store from `equipoise prepare`: a folder or s3://bucket/prefix. Without one: synthetic heads, made once, and
@@ -54,8 +61,9 @@ class Options:
     """Seed of the search and of its runs."""
     workers_per_run: int = 1
     """Data-parallel processes of a run."""
-    confirm_workers: int = 2
-    """Data-parallel processes of the run that confirms the best point with a new seed; 0 leaves it out."""
+    confirm_workers: int | None = None
+    """Data-parallel processes of the run that confirms the best point with a new seed; 0 leaves it out. By default 2,
+    and none in a study whose points are all given: such a study brings its own seeds."""
     cpus_per_worker: float = 1.0
     """CPU cores of a worker."""
     gpus_per_worker: float | None = None
@@ -74,37 +82,71 @@ class Options:
     """Where studies are kept."""
 
 
-Declare = Callable[[Options], Study]
+class Heads(NamedTuple):
+    """What a study without a store trains on."""
+
+    size: int = 64
+    """Pixels a side of a slice."""
+    mask: str = "brain"
+    """What is segmented: brain or vessel."""
 
 
-def main(declare: Declare, doc: str | None) -> None:
-    """A study script's command line: parse, conduct, and tell a user's mistake without a traceback."""
-    options = tyro.cli(Options, description=doc)
+HEADS = Heads()
+Declare = Callable[[Any], Study]
+"""The study that options ask for; they are of the class that `main` is given."""
+Tell = Callable[[StudyFolder, Console], None]
+"""Prints what a study found: its own table, from the records in its folder."""
+
+
+def main(
+    declare: Declare,
+    doc: str | None,
+    *,
+    options: type[Options] = Options,
+    tell: Tell | None = None,
+    heads: Heads = HEADS,
+) -> None:
+    """A study script's command line: parse, conduct, and tell a user's mistake without a traceback.
+
+    Args:
+        declare: the study that some options ask for.
+        doc: the script's docstring.
+        options: the class of its options.
+        tell: called when every point has ended, also of a study that was resumed.
+        heads: what it trains on without a store.
+    """
+    given = tyro.cli(options, description=doc)
     try:
-        conduct(declare, options)
+        conduct(declare, given, tell=tell, heads=heads)
     except InputError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
-def conduct(declare: Declare, options: Options) -> StudyFolder:
-    """Run a study to its report, or continue one.
+def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, heads: Heads = HEADS) -> StudyFolder:
+    """Run a study to its report, or continue one. Arguments as for `main`.
 
     Raises:
         InputError: an option, the store or the cluster cannot serve; nothing has been started then.
     """
     began, console = time.monotonic(), wide_console()
-    folder, options = _place(declare(options).name, options)
-    store = Place.at(options.store or synthetic_store(options.results)).url
-    study = _bound(declare(options), Store.open(store))
+    folder, options = _place(declare, options)
+    study = declare(options)
+    if options.points not in (None, study.points):
+        raise InputError(
+            "points", found=options.points, rule=f"{study.name} has {study.points} points", remedy="leave --points out"
+        )
+    store = Place.at(options.store or synthetic_store(options.results, *heads)).url
+    study = _bound(study, Store.open(store))
     if folder is not None:
         folder.agree(study)
+    confirm = options.confirm_workers if options.confirm_workers is not None else 2 * study.searches
     with connect(options.address):
         share = Share.here(options.cpus_per_worker, options.gpus_per_worker)
-        for workers in (study.run.workers, options.confirm_workers or 1):
+        for workers in (study.run.workers, confirm or 1):
             room(share, workers)  # before anything is written
         command = shlex.join(["python", *sys.argv])
-        folder = folder or StudyFolder.create(_fresh(options), study, command, _saved(options))
+        folder = folder or StudyFolder.create(_fresh(options, study), study, command, _saved(options))
         console.print(f"{study.name}: {study.question}", highlight=False)
         console.print(f"{study.points} points of {study.run.steps} steps into {folder.folder}", soft_wrap=True)
         with Watcher(folder.records, _trackers(console, folder, study, options)):
@@ -112,8 +154,10 @@ def conduct(declare: Declare, options: Options) -> StudyFolder:
             if ledger.unfinished:
                 console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
                 raise SystemExit(130)
-            _confirm(folder, ledger, store, share, options.confirm_workers)
+            _confirm(folder, ledger, store, share, confirm)
     write_report(folder)
+    if tell is not None:
+        tell(folder, console)
     _say(console, folder, ledger, time.monotonic() - began)
     return folder
 
@@ -141,39 +185,49 @@ def _bound(study: Study, store: Store) -> Study:
 def _trackers(console: Console, folder: StudyFolder, study: Study, options: Options) -> list[Tracker]:
     mode, notice = wandb_mode(options.wandb)
     console.print(notice, highlight=False)
-    trackers: list[Tracker] = [TableTracker(console, study.objective)]
+    names = study.names()
+    trackers: list[Tracker] = [TableTracker(console, study.objective, names)]
     if mode != "disabled":
         images = options.wandb_images or options.store is None
-        trackers.append(WandbTracker(folder.wandb, group=study.name, prefix=folder.id, mode=mode, images=images))
+        trackers.append(
+            WandbTracker(folder.wandb, group=study.name, prefix=folder.id, mode=mode, images=images, names=names)
+        )
     return trackers
 
 
-def synthetic_store(results: Path) -> Path:
-    """Synthetic heads with brain masks as a store of 64 x 64 slices, made once; one that is there is used as it is."""
-    store = results / "phantoms" / "heads.zarr"
+def synthetic_store(results: Path, size: int = HEADS.size, mask: str = HEADS.mask) -> Path:
+    """Synthetic heads as a store of `size` x `size` slices, made once; one that is there is used as it is.
+
+    Raises:
+        InputError: no such mask.
+    """
+    name = "heads" if (size, mask) == HEADS else f"heads-{mask}-{size}"
+    store = results / "phantoms" / f"{name}.zarr"
     if not (store / "manifest.json").is_file():
         raw = store.with_name("raw")
         table = raw / "cohort.csv" if raw.is_dir() else write_cohort(raw, subjects=5)
-        ingest(inputs_from_table(table, "brain"), store, Preprocessing(size=64, spacing_mm=3.0))
+        ingest(inputs_from_table(table, mask), store, Preprocessing(size=size, spacing_mm=FIELD_MM / size))
     return store
 
 
-def _place(name: str, options: Options) -> tuple[StudyFolder | None, Options]:
+def _place(declare: Declare, options: Options) -> tuple[StudyFolder | None, Options]:
     """The folder to resume and the options it was started with, or none."""
     if not options.resume:
-        return None, dataclasses.replace(options, name=options.name or name)
-    numbered = re.compile(rf"{re.escape(options.name or name)}(-\d+)?")
+        return None, options
+    name = options.name or declare(options).name
+    numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
     found = [f.parent for f in options.results.glob("*/study.json") if numbered.fullmatch(f.parent.name)]
     if not found:
         raise InputError(
-            options.results / (options.name or name),
+            options.results / name,
             found="no study",
             rule="--resume continues one",
             remedy="start it without --resume, or name it with --name",
         )
     folder = StudyFolder.open(max(found, key=lambda f: (f / "study.json").stat().st_mtime))
+    kept = {k: tuple(v) if isinstance(v, list) else v for k, v in folder.options.items()}
     given = {f.name: v for f in dataclasses.fields(options) if (v := getattr(options, f.name)) != f.default}
-    return folder, Options(**{**folder.options, **given})
+    return folder, type(options)(**{**kept, **given})
 
 
 def _saved(options: Options) -> dict[str, Any]:
@@ -182,9 +236,9 @@ def _saved(options: Options) -> dict[str, Any]:
     return {k: v for k, v in data.items() if k not in ("resume", "name", "results", "address")}
 
 
-def _fresh(options: Options) -> Path:
+def _fresh(options: Options, study: Study) -> Path:
     """The first folder of the study's name that is not taken."""
-    name = options.name or "study"
+    name = options.name or study.name
     taken = (options.results / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
     return next(f for f in taken if not f.exists())
 
@@ -205,9 +259,10 @@ def _say(console: Console, folder: StudyFolder, ledger: Ledger, seconds: float) 
     account = Account.of(folder.records())
     console.print(", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(account.verdicts.items())))
     console.print(
-        f"training {account.seconds:.0f} device-seconds, {account.seconds_saved:.0f} saved by stopping early; "
-        f"{seconds:.0f} s in all"
+        f"training {account.seconds:.0f} device-seconds; {account.seconds_saved_alarm:.0f} saved at the alarm, "
+        f"{account.seconds_saved_pruner:.0f} by stopping runs whose Dice fell behind; {seconds:.0f} s in all"
     )
+    console.print(f"{account.share_saved_alarm:.1%} of all steps were saved by stopping at the alarm")
     if ledger.failed:
         console.print(
             f"{ledger.failed} points failed on every try, whatever their settings: see error.txt under "

@@ -7,10 +7,15 @@ trial was left RUNNING by a killed driver is adopted before anything new is aske
 
 | the run | Optuna is told |
 |---|---|
-| ended, lived | COMPLETE, its Dice, constraint `feasible - S` |
-| diverged | COMPLETE, the finite `search.FLOOR`, the same constraint: FAIL would pull TPE towards it |
+| ended, lived | COMPLETE, its Dice, constraint `search.violation`: met where S reaches `feasible` |
+| diverged, saturated or collapsed | COMPLETE, the finite `search.FLOOR`, the constraint violated: FAIL would pull TPE \
+towards it |
+| recovered | COMPLETE, its Dice, the constraint violated whatever its S |
 | stopped by the pruner | PRUNED, with its intermediate values |
 | lost to infrastructure, retries spent | FAIL |
+
+Every point keeps all it sets as the user attribute `point`, implied settings included. A control that the space does
+not hold has no parameters: a sampler would blame what it searches for what it does not.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import optuna
@@ -30,6 +36,7 @@ from equipoise import search
 from equipoise.config import RunConfig
 from equipoise.monitor import Horizon, Verdict
 from equipoise.record import Record
+from equipoise.search import Point
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 
@@ -82,8 +89,7 @@ class Ledger:
         )
         if not known:
             self._optuna.set_user_attr("question", study.question)
-            for point in study.first[: study.points]:
-                self._optuna.enqueue_trial(search.coordinates(study.run.having(point), study.space))
+            self._enqueue(study)
         self._orphans = deque(t.number for t in self._optuna.get_trials(states=(TrialState.RUNNING,)))
         self._open: dict[int, optuna.trial.Trial] = {}
         pruned = self._optuna.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
@@ -99,7 +105,7 @@ class Ledger:
             trial = self._optuna.ask()
         else:
             return None
-        config = self.study.run.having(search.draw(trial, self.study.space))
+        config = self.study.run.having(self._point(trial))
         name = f"{trial.number:04d}-{config.fingerprint[:8]}"
         trial.set_user_attr("run", name)
         self._open[trial.number] = trial
@@ -174,6 +180,23 @@ class Ledger:
         records = [Record(self.folder.runs / str(t.user_attrs["run"])) for t in done]
         best = max(records, key=lambda r: search.rank(_verdict(r), self._quality(r), self.study.feasible), default=None)
         return best.name if best else None
+
+    def _enqueue(self, study: Study) -> None:
+        """Put the controls in front: all of them, should more points be asked for when the study is resumed."""
+        for point, label in zip_longest(study.first, study.labels):
+            told = {} if label is None else {"label": label}
+            params = search.coordinates(point, study.space, study.run)
+            self._optuna.enqueue_trial(
+                params or {}, user_attrs=told if params is not None else told | {"point": dict(point)}
+            )
+
+    def _point(self, trial: optuna.trial.Trial) -> Point:
+        """What a trial sets: known of a control outside the space, and of one that was asked before; else drawn."""
+        known: Point | None = trial.user_attrs.get("point")
+        if known is None:
+            known = search.draw(trial, self.study.space, self.study.run)
+            trial.set_user_attr("point", known)
+        return known
 
     def _quality(self, record: Record) -> float:
         """The Dice that a run ended with; NaN where its end could not be measured."""

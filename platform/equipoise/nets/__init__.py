@@ -6,6 +6,7 @@ Knows which networks there are and what each is built with; must not know how th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from equipoise.nets.decoder import Decoder
 from equipoise.nets.encoder import Encoder, Features
 from equipoise.nets.generator import Generator
 from equipoise.nets.layers import compile_tails, initialise_glorot
-from equipoise.nets.norms import BatchNorm, Domain
+from equipoise.nets.norms import BatchNorm, Domain, hold_spectrally
 from equipoise.nets.segmenter import Segmenter
 
 __all__ = ["Critic", "Decoder", "Domain", "Encoder", "Features", "Generator", "Segmenter", "Sifa"]
@@ -45,7 +46,7 @@ class Sifa(nn.Module):
         """Draw initial weights from torch's global generator."""
         super().__init__()
         classes, channels, width = config.classes, config.channels, config.width
-        norm, bias, stride = config.image_norm, config.critic_bias, config.head_stride
+        norm, stride = config.image_norm, config.head_stride
         self.batch_norm_over = config.batch_norm_over
         self.generator = Generator(channels=channels, width=width, skip=config.skip, norm=norm)
         self.encoder = Encoder(
@@ -65,12 +66,24 @@ class Sifa(nn.Module):
         )
         self.segmenter = Segmenter(classes=classes, width=width, head_stride=stride)
         self.segmenter_low = Segmenter(classes=classes, width=width, tap="low") if config.low else None
-        self.critic_t = Critic(1, 1, width=width, stack=channels, norm=norm, bias=bias)
-        self.critic_s = Critic(1, 2, width=width, stack=channels, norm=norm, bias=bias)
-        self.critic_p = Critic(classes, 1, width=width, norm=norm, bias=bias)
-        self.critic_p_low = Critic(classes, 1, width=width, norm=norm, bias=bias) if config.low else None
+        critic = partial(
+            Critic,
+            width=width,
+            norm="instance" if config.critic_norm in ("instance", "both") else "none",
+            bias=config.critic_bias,
+            layers=config.critic_layers,
+            channels=config.critic_channels,
+        )
+        self.critic_t = critic(1, 1, stack=channels)
+        self.critic_s = critic(1, 2, stack=channels)
+        self.critic_p = critic(classes, 1)
+        self.critic_p_low = critic(classes, 1) if config.low else None
         if config.initial == "glorot":
             initialise_glorot(self)
+        if config.critic_norm in ("spectral", "both"):  # last: it stands between a kernel and whoever sets it
+            for name, part in self.named_children():
+                if name.startswith("critic"):
+                    hold_spectrally(part)
 
     def forward(self, image: Tensor) -> Tensor:
         """Inference, C1(E(x_t)): target images (B, channels, H, W) -> logits (B, classes, H, W)."""

@@ -1,6 +1,7 @@
-"""Norms that the networks share: instance, group and batch norm, and the ways in which a port can get them wrong.
+"""Norms that the networks share: instance, group and batch norm, the ways in which a port can get them wrong, and the
+spectral norm of kernels.
 
-Knows how features are normalised, in any memory format and precision; must not know which network uses them.
+Knows how features and kernels are normalised, in any memory format and precision; must not know which network does it.
 Feature maps are (batch, channel, y, x). Statistics are taken in float32 at least; the result has the input's type.
 """
 
@@ -12,6 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from equipoise.config import BatchStatistics, EncoderNorm, ImageNorm
 
@@ -179,6 +181,55 @@ class BatchNorm(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in `print(net)`."""
         return f"{self.weight.numel()}, statistics={self.statistics}, per_domain={self.per_domain}"
+
+
+class SpectralNorm(nn.Module):
+    """Divide a kernel by its largest singular value, as a matrix of one row an output (Miyato et al., ICLR 2018).
+
+    That value is estimated from a pair of vectors which every use of the kernel in training turns once towards the
+    singular ones; use in evaluation leaves them. They follow the weights alone, so all workers hold the same pair.
+    PyTorch's own does the same, but under CUDA's autocast it estimates in half precision: sigma then moves by jumps.
+    """
+
+    STARTS = 15
+    """Turns at the start, as in PyTorch's."""
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        """Draw the vectors for a kernel (outputs, ...) from torch's global generator."""
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        for name, side in (("left", 0), ("right", 1)):
+            self.register_buffer(name, F.normalize(matrix.new_empty(matrix.shape[side]).normal_(), dim=0))
+        for _ in range(self.STARTS):
+            self._turn(matrix)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The kernel over its largest singular value; twice differentiable, in the kernel's own precision."""
+        matrix = weight.flatten(1)
+        if self.training:
+            self._turn(matrix)
+        # A copy, since a later use turns the vectors in place before this one's gradients are asked for. And products
+        # spelt out, as well as `out` below: autocast leaves both alone.
+        direction = self.left.unsqueeze(1) * self.right
+        return weight / (matrix * direction).sum()
+
+    @torch.no_grad()
+    def _turn(self, matrix: Tensor) -> None:
+        for turned, kernel, other in ((self.left, matrix, self.right), (self.right, matrix.t(), self.left)):
+            torch.mv(kernel, other, out=turned)
+            F.normalize(turned, dim=0, out=turned)
+
+
+def hold_spectrally(net: nn.Module) -> None:
+    """Put all convolutions of `net` under spectral norm; its parameters stay the same objects.
+
+    In the state they move to `...parametrizations.weight.original`. Afterwards an initialiser no longer reaches them.
+    """
+    for conv in [module for module in net.modules() if isinstance(module, nn.Conv2d)]:
+        register_parametrization(conv, "weight", SpectralNorm(conv.weight))
 
 
 def _widened(x: Tensor) -> Tensor:

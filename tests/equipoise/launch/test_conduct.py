@@ -165,6 +165,19 @@ def test_a_damaged_store_is_told_before_anything_is_started(make_store: Callable
     assert not (tmp_path / "results").exists()
 
 
+def test_a_grid_runs_every_point_tells_its_own_table_and_is_not_confirmed(tmp_path: Path) -> None:
+    script = str(SCRIPT.with_name("tiny_grid.py"))
+    line = [sys.executable, script, "--results", str(tmp_path), "--wandb", "disabled"]
+    told = [f"told: lr {rate} at seed 1 was stable" for rate in ("0.0001", "0.002", "0.01")]
+    for more in (["--rates", "1e-4", "2e-3", "1e-2"], ["--resume"]):  # the second finds nothing left to do
+        done = subprocess.run([*line, *more], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert [said for said in done.stdout.splitlines() if said.startswith("told: ")] == told
+    folder = StudyFolder.open(tmp_path / "grid")
+    assert [record.config.optim.lr for record in folder.records()] == [1e-4, 2e-3, 1e-2]
+    assert (tmp_path / "phantoms" / "heads-brain-32.zarr").is_dir()
+
+
 def test_online_without_a_key_falls_back_to_offline_and_says_so(store: Path, tmp_path: Path) -> None:
     line = [*command(store, tmp_path, "--points", "1", "--confirm-workers", "0"), "--wandb", "online"]
     done = subprocess.run(line, env=ENVIRONMENT | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)

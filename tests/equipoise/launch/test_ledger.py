@@ -1,6 +1,8 @@
 """Every end of a run is told to Optuna as what it was, and a killed driver loses nothing."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -11,7 +13,7 @@ from equipoise.config import PUBLISHED
 from equipoise.launch.ledger import Assignment, Ledger, journal
 from equipoise.monitor import Finding, Verdict
 from equipoise.record import Record, _line
-from equipoise.search import FLOOR, Range
+from equipoise.search import FLOOR, Choice, Fixed, Range
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 
@@ -22,6 +24,30 @@ STUDY = Study(
     space={"optim.lr": Range(1e-5, 1e-2), "loss.cycle": Range(1.0, 30.0)},
     first=({}, {"optim.lr": 2e-3}),
     points=6,
+)
+CONDITIONAL = dataclasses.replace(
+    STUDY,
+    space={
+        "optim.lr": Range(1e-5, 1e-2),
+        "loss.adversarial": Choice(("lsgan", "ns", "rp")),
+        "optim.beta1": Fixed(0.0, when={"loss.adversarial": ("rp",)}),
+        "critic.penalty": (Fixed("r1r2", when={"loss.adversarial": ("rp",)}), Choice(("none", "r1"))),
+        "critic.gamma": Range(1e-2, 1e2, when={"critic.penalty": ("r1", "r1r2")}),
+        "critic.penalty_every": Choice((1, 4, 16), when={"critic.penalty": ("r1", "r1r2")}),
+        "optim.lr_critic_ratio": (Range(0.1, 4.0, when={"critic.penalty": ("r1", "r1r2")}), Range(0.1, 1.0)),
+        "loss.identity": Range(0.1, 5.0, off=0.0),
+        "net.critic_bias": Choice((True, False)),
+    },
+    first=(
+        {},
+        {"loss.adversarial": "wgan_gp", "critic.penalty": "gp", "critic.gamma": 10.0, "optim.lr": 1e-4},
+        {"loss.adversarial": "rp", "critic.penalty": "r1r2", "optim.beta1": 0.0, "critic.penalty_every": 4},
+    ),
+    labels=("published", "WGAN-GP", "rp"),
+    points=28,
+)
+GRID = dataclasses.replace(
+    STUDY, space={}, first=tuple({"optim.lr": lr, "seed": seed} for lr in (1e-4, 1e-3) for seed in (0, 1)), points=4
 )
 
 
@@ -86,6 +112,22 @@ def test_a_diverged_run_is_complete_with_a_finite_value_and_a_violated_constrain
     assert (trial.state, trial.value) == (TrialState.COMPLETE, FLOOR)
     assert trial.constraints["stability"] == pytest.approx(0.65)
     assert (trial.user_attrs["onset"], trial.user_attrs["stability"]) == (100, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("kind", "want"), [("saturated", FLOOR), ("collapsed", FLOOR), ("recovered", 0.8), ("blurry", 0.8)]
+)
+def test_only_a_blurry_run_of_those_that_went_wrong_can_be_feasible(
+    folder: StudyFolder, kind: Any, want: float
+) -> None:
+    ledger = Ledger(folder, STUDY)
+    point = ledger.ask()
+    assert point is not None
+    ledger.close(run(folder, point, 0.8, Verdict(kind, 400, 400, 0.97)), point.name)
+    trial = trials(folder)[0]
+    assert (trial.state, trial.value) == (TrialState.COMPLETE, want)
+    assert (trial.constraints["stability"] <= 0) == (kind == "blurry")
+    assert trial.user_attrs["verdict"] == kind
 
 
 def test_a_run_stopped_for_its_dice_is_pruned_with_what_it_reported_and_its_record_is_closed(
@@ -175,6 +217,76 @@ def test_every_point_is_given_out_once(folder: StudyFolder) -> None:
     assert ledger.ask() is None
     assert len({p.name for p in points if p}) == 6
     assert ledger.unfinished == 6
+
+
+def finish(folder: StudyFolder, ledger: Ledger, dice: float) -> Assignment:
+    point = ledger.ask()
+    assert point is not None
+    ledger.close(run(folder, point, dice, stable()), point.name)
+    return point
+
+
+def test_a_conditional_space_is_searched_past_the_random_start_with_every_run_one_that_can_be(tmp_path: Path) -> None:
+    folder = StudyFolder.create(tmp_path / "study", CONDITIONAL, "test", {})
+    ledger = Ledger(folder, CONDITIONAL)
+    points = [finish(folder, ledger, 0.5 + n / 100) for n in range(CONDITIONAL.points)]
+    assert ledger.ask() is None
+    games = {point.config.loss.adversarial for point in points}
+    assert games == {"lsgan", "ns", "rp", "wgan_gp"}
+    for point, trial in zip(points, trials(folder), strict=True):
+        assert trial.state is TrialState.COMPLETE
+        assert CONDITIONAL.run.having(trial.user_attrs["point"]) == point.config
+        if point.config.loss.adversarial == "rp":
+            assert trial.user_attrs["point"]["optim.beta1"] == 0.0
+            assert "critic.penalty" not in trial.params
+        assert ("critic.gamma" in trial.params) == (point.config.critic.penalty in ("r1", "r1r2"))
+        assert (trial.params.get("loss.identity on") is False) == (
+            point.config.loss.identity == 0 and trial.number != 1
+        )
+
+
+def test_a_search_learns_from_controls_in_its_space_and_not_from_those_outside(tmp_path: Path) -> None:
+    folder = StudyFolder.create(tmp_path / "study", CONDITIONAL, "test", {})
+    ledger = Ledger(folder, CONDITIONAL)
+    points = [finish(folder, ledger, 0.5) for _ in CONDITIONAL.first]
+    assert [point.config for point in points] == [CONDITIONAL.run.having(point) for point in CONDITIONAL.first]
+    published, outside, rp = trials(folder)[:3]
+    assert [t.user_attrs["label"] for t in (published, outside, rp)] == ["published", "WGAN-GP", "rp"]
+    assert published.params["optim.lr_critic_ratio (2)"] == 1.0
+    assert outside.params == {}
+    assert rp.params["critic.penalty_every"] == 4
+
+
+def test_a_control_outside_the_space_that_a_killed_driver_left_is_the_same_run_again(tmp_path: Path) -> None:
+    folder = StudyFolder.create(tmp_path / "study", CONDITIONAL, "test", {})
+    before = Ledger(folder, CONDITIONAL)
+    asked = [before.ask() for _ in range(4)]  # the fourth was drawn
+    after = Ledger(folder, CONDITIONAL)
+    assert [after.ask() for _ in range(4)] == asked
+
+
+def test_a_grid_asks_for_every_point_once_and_stops_none_for_its_dice(tmp_path: Path) -> None:
+    folder = StudyFolder.create(tmp_path / "study", GRID, "test", {})
+    ledger = Ledger(folder, GRID)
+    points = [ledger.ask() for _ in range(4)]
+    assert ledger.ask() is None
+    asked = [(point.config.optim.lr, point.config.seed) for point in points if point is not None]
+    assert asked == [(1e-4, 0), (1e-4, 1), (1e-3, 0), (1e-3, 1)]
+    for rank, point in enumerate(points):
+        assert point is not None
+        assert not ledger.hear(point.number, 100, 0.9 - 0.2 * rank, 1.0)
+
+
+def test_controls_that_a_short_study_left_out_come_first_when_it_goes_on(tmp_path: Path) -> None:
+    short = dataclasses.replace(STUDY, points=1)
+    folder = StudyFolder.create(tmp_path / "study", short, "test", {})
+    ledger = Ledger(folder, short)
+    finish(folder, ledger, 0.5)
+    assert ledger.ask() is None
+    assert ledger.unfinished == 0
+    second = Ledger(folder, STUDY).ask()
+    assert second is not None
+    assert second.config == STUDY.run.at("optim.lr", 2e-3)
 
 
 def test_the_best_point_is_the_best_among_the_stable(folder: StudyFolder) -> None:

@@ -2,10 +2,15 @@
 
 from equipoise.config import PUBLISHED
 from equipoise.launch.conduct import Options, main
-from equipoise.search import Choice, Range
+from equipoise.search import Choice, Range, Space
 from equipoise.study import Study
 
-SPACE = {"optim.lr": Range(1e-4, 1e-2), "loss.adversarial": Choice(("lsgan", "ns", "hinge"))}
+SPACE: Space = {
+    "optim.lr": Range(1e-4, 1e-2),
+    "loss.adversarial": Choice(("lsgan", "ns", "hinge")),
+    "critic.penalty": Choice(("none", "r1")),
+    "critic.gamma": Range(1e-3, 1e-1, when={"critic.penalty": ("r1",)}),
+}
 
 
 def declare(options: Options) -> Study:
@@ -16,7 +21,8 @@ def declare(options: Options) -> Study:
         question="Does the path hold?",
         run=run.at("evaluations", 8).at("workers", options.workers_per_run),
         space=SPACE,
-        first=({"optim.lr": 2e-4}, {"optim.lr": 2e-3, "loss.adversarial": "hinge"}),
+        first=({"optim.lr": 2e-4}, {"optim.lr": 2e-3, "loss.adversarial": "hinge", "optim.beta2": 0.99}),
+        labels=("inside the space", "outside"),
         points=5 if options.points is None else options.points,
     )
 

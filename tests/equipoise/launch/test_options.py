@@ -1,0 +1,64 @@
+"""What a study script is told, what it keeps for a resume, and what it trains on without a store."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from equipoise.config import PUBLISHED
+from equipoise.launch.conduct import Options, _place, _saved, conduct, synthetic_store
+from equipoise.search import Range
+from equipoise.study import Study, StudyFolder
+from slicestore.errors import InputError
+from slicestore.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Options):
+    """Flags of a script's own."""
+
+    rates: tuple[float, ...] = (1e-4,)
+    sifa: bool = False
+    size: int = 64
+
+
+def declare(options: Options) -> Study:
+    return Study(
+        name="own", question="?", run=PUBLISHED, space={"optim.lr": Range(1e-5, 1e-3)}, points=options.points or 4
+    )
+
+
+def test_a_resumed_study_has_the_script_s_own_flags_again_but_for_those_given_anew(tmp_path: Path) -> None:
+    started = Own(results=tmp_path, rates=(1e-4, 1e-3), sifa=True, points=6, confirm_workers=0)
+    made = StudyFolder.create(tmp_path / "own", declare(started), "", _saved(started))
+    assert json.loads((tmp_path / "own" / "study.json").read_text())["options"]["rates"] == [1e-4, 1e-3]
+    folder, options = _place(declare, Own(results=tmp_path, resume=True, size=32))
+    assert folder is not None
+    assert folder.folder == made.folder
+    assert options == dataclasses.replace(started, resume=True, size=32)
+
+
+def test_a_study_that_is_not_resumed_has_the_options_it_was_given(tmp_path: Path) -> None:
+    options = Own(results=tmp_path, size=32)
+    assert _place(declare, options) == (None, options)
+
+
+def test_points_that_a_study_does_not_take_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    given = dataclasses.replace(declare(Options()), space={}, first=({}, {"seed": 1}), points=2)
+    with pytest.raises(InputError) as error:
+        conduct(lambda _: given, Options(points=5, results=tmp_path))
+    assert (error.value.found, error.value.rule) == ("5", "own has 2 points")
+    assert not list(tmp_path.iterdir())
+
+
+def test_synthetic_heads_fill_slices_of_any_size_and_each_size_has_its_store(tmp_path: Path) -> None:
+    plain, small = synthetic_store(tmp_path), synthetic_store(tmp_path, size=32, mask="vessel")
+    assert (plain.name, small.name) == ("heads.zarr", "heads-vessel-32.zarr")
+    for path, size, spacing_mm in ((plain, 64, 3.0), (small, 32, 6.0)):
+        settings = Store.open(path).preprocessing
+        assert (settings.size, settings.spacing_mm) == (size, spacing_mm)
+    assert synthetic_store(tmp_path, 32, "vessel") == small
