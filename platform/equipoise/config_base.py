@@ -6,7 +6,6 @@ Knows how settings are reached, checked and named; knows none of them.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import types
@@ -101,10 +100,15 @@ def _is_group(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Config)
 
 
-@functools.cache
+_HINTS: dict[Any, dict[str, Any]] = {}
+"""By class: reading annotations is slow, and a study asks for them thousands of times."""
+
+
 def _hints(cls: type[Config]) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(typing.cast(Any, cls))}
+    if cls not in _HINTS:
+        hints = typing.get_type_hints(cls)
+        _HINTS[cls] = {f.name: hints[f.name] for f in dataclasses.fields(typing.cast(Any, cls))}
+    return _HINTS[cls]
 
 
 def _held(where: str, value: Any, kind: Any) -> Any:
