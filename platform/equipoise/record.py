@@ -89,11 +89,11 @@ class Record:
 
     def rows(self, start: int = 0) -> list[Row]:
         """Signals from row number `start` on; a last line that a kill cut off is left out."""
-        path = self.folder / "signals.jsonl"
-        if not path.is_file():
-            return []
-        lines = path.read_text().split("\n")[:-1]
-        return [{k: float(v) for k, v in json.loads(line).items()} for line in lines[start:]]
+        return _rows(self.folder / "signals.jsonl", start)
+
+    def taken_back(self) -> list[Row]:
+        """The rows that returns took back, return by return."""
+        return [row for n in range(len(self.returns)) for row in _rows(self.folder / f"return-{n + 1}.jsonl")]
 
     def picture(self, step: int) -> Path:
         """Where the panels drawn at `step` lie, if any were."""
@@ -293,6 +293,11 @@ def _git(*words: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+def _rows(path: Path, start: int = 0) -> list[Row]:
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
+    return [{k: float(v) for k, v in json.loads(line).items()} for line in lines[start:]]
 
 
 def _line(row: Row) -> str:

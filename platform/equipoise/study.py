@@ -262,7 +262,7 @@ class Account:
     verdicts: Mapping[str, int]
     """Runs by verdict; `running` for those without one."""
     steps: int
-    """Steps done."""
+    """Steps done, also those that returns from a divergence took back."""
     steps_saved_alarm: int
     """Steps spared by ending runs that failed at the alarm."""
     steps_saved_pruner: int
@@ -300,7 +300,9 @@ class Account:
             done = int(rows[-1]["step"]) if rows else 0
             spent = sum(row["time/block"] for row in rows) * workers
             verdicts[verdict.kind if verdict else "running"] += 1
-            steps, seconds = steps + done, seconds + spent
+            taken_back = sum(r.verdict.step - r.step for r in record.returns)
+            steps, seconds = steps + done + taken_back, seconds + spent
+            seconds += sum(row["time/block"] for row in record.taken_back()) * workers
             if verdict and done:
                 spared, by = record.config.steps - done, "pruner" if verdict.kind == "censored" else "alarm"
                 saved[by] = (saved[by][0] + spared, saved[by][1] + spared * spent / done)

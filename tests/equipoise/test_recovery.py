@@ -15,6 +15,7 @@ from equipoise.config import PUBLISHED, RunConfig
 from equipoise.record import Record, recorded
 from equipoise.recovery import kept, remedied, words
 from equipoise.step import Batch, Signals
+from equipoise.study import Account
 from equipoise.train import Run, fit
 
 
@@ -65,6 +66,8 @@ def test_a_run_goes_back_to_the_checkpoint_before_the_onset_and_on_with_its_reme
     assert (back.step, back.remedy, back.divergence.onset) == (4, "learning rate 0.0005", 6)
     taken = (tmp_path / "return-1.jsonl").read_text().splitlines()
     assert len(taken) == 2, "what was taken back is kept beside"
+    assert [row["step"] for row in record.taken_back()] == [5, 6]
+    assert Account.of([record]).steps == 8 + 2, "and paid for"
     assert '"NaN"' in taken[-1] or '"nan"' in taken[-1]
 
 
