@@ -37,10 +37,11 @@ the planted onset to the alarm, all in steps of a run of 20 000. No alarm came b
     x10 over 2000       100 +200  300  1200     100 +150  355  1400     100 +200  284  1240     100 +167  333  3167
     x100 over 2000      100 +100  150   950     100  +75  200  1000     100  +80  160  1000     100 +167  167  2667
 
-At 2000 steps it is as at 20 000, but of x3 over 2000 steps 90 are found. So: at the noise that runs have it does not cry
-wolf, and what rises tenfold is found 700 to 1400 steps after its onset, which is told within 355. Noise that both drifts
-and is twice nominal, or drifts on a loss that doubles, costs three alarms in a hundred. In a run of 120 steps a window
-is a twelfth of it: x3 is missed in two of five, and a loss that creeps and drifts is called a blow-up in one of sixteen.
+At 2000 steps it is as at 20 000, but of x3 over 2000 steps 90 are found. So: at the noise that runs have it does not
+cry wolf, and what rises tenfold is found 700 to 1400 steps after its onset, which is told within 355. Noise that both
+drifts and is twice nominal, or drifts on a loss that doubles, costs three alarms in a hundred. In a run of 120 steps a
+window is a twelfth of it: x3 is missed in two of five, and a loss that creeps and drifts is called a blow-up in one of
+sixteen.
 """
 
 from __future__ import annotations

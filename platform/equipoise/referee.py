@@ -18,14 +18,11 @@ from equipoise.balance import Balance
 from equipoise.config import RunConfig
 from equipoise.games import game
 from equipoise.lecam import LeCam
-from equipoise.penalties import penalty
+from equipoise.penalties import Judge, penalty
 from equipoise.ranks import Ranks
 from equipoise.schedules import Rates
 from equipoise.step import Signals
 from equipoise.views import view
-
-Judge = Callable[[Tensor], Tensor]
-"""A critic's logits `(B, 1, h, w)` in one game, of what it is shown."""
 
 
 class Match(NamedTuple):

@@ -73,8 +73,8 @@ class TestGrid:
             assert replay(curves).verdict.kind == kind
 
     def test_a_line_between_samples_is_read_in_the_middle_of_a_block(self) -> None:
-        # From 0 at 5000 to 1 at 10 000 it reaches .3 at 6500, and in the middle of the blocks after that it is above.
-        line = (np.array([1, 5_000, 10_000, 20_000]), np.array([0.0, 0.0, 1.0, 1.0]))
+        # From 0 at 5010 to 1 at 10 010 it reaches .3 at 6510, and is above in the middle of the block after 6500.
+        line = (np.array([1, 5_010, 10_010, 20_000]), np.array([0.0, 0.0, 1.0, 1.0]))
         (finding,) = replay({"loss/cycle_t": curve(np.ones(400)), "saturation/st": line}).verdict.findings
         assert (finding.kind, finding.onset) == ("saturation", 6_500)
 
