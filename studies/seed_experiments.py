@@ -30,7 +30,6 @@ Finding: none yet.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -147,7 +146,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with conduct.mistakes_told():
         main(tyro.cli(Options, description=__doc__))
-    except InputError as error:
-        sys.exit(f"error: {error}")

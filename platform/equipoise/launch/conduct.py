@@ -11,7 +11,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,8 +117,15 @@ def main(
         heads: what it trains on without a store.
     """
     given = tyro.cli(options, description=doc)
-    try:
+    with mistakes_told():
         conduct(declare, given, tell=tell, heads=heads)
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """Tell a user's mistake without a traceback, and exit with 2."""
+    try:
+        yield
     except InputError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
@@ -131,7 +139,7 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
     """
     began, console = time.monotonic(), wide_console()
     folder, options = _place(declare, options)
-    study = declare(options)
+    study = _declared(declare, options)
     if options.points not in (None, study.points):
         raise InputError(
             "points", found=options.points, rule=f"{study.name} has {study.points} points", remedy="leave --points out"
@@ -160,6 +168,25 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
         tell(folder, console)
     _say(console, folder, ledger, time.monotonic() - began)
     return folder
+
+
+def _declared(declare: Declare, options: Options) -> Study:
+    """The study that some options ask for.
+
+    Raises:
+        InputError: one of its runs cannot be.
+    """
+    try:
+        return declare(options)
+    except InputError:
+        raise
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            "study",
+            found=f"a run that cannot be ({error.args[0]})",
+            rule="every run of a study is checked when it is declared",
+            remedy="give other options, or mend the declaration",
+        ) from error
 
 
 def _bound(study: Study, store: Store) -> Study:
@@ -214,7 +241,7 @@ def _place(declare: Declare, options: Options) -> tuple[StudyFolder | None, Opti
     """The folder to resume and the options it was started with, or none."""
     if not options.resume:
         return None, options
-    name = options.name or declare(options).name
+    name = options.name or _declared(declare, options).name
     numbered = re.compile(rf"{re.escape(name)}(-\d+)?")
     found = [f.parent for f in options.results.glob("*/study.json") if numbered.fullmatch(f.parent.name)]
     if not found:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from equipoise.config import PUBLISHED
+from equipoise.config_base import Leaf
 from equipoise.launch.conduct import Options, _place, _saved, conduct, synthetic_store
-from equipoise.search import Range
+from equipoise.search import Choice, Range, Space
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 from slicestore.store import Store
@@ -62,3 +64,27 @@ def test_synthetic_heads_fill_slices_of_any_size_and_each_size_has_its_store(tmp
         settings = Store.open(path).preprocessing
         assert (settings.size, settings.spacing_mm) == (size, spacing_mm)
     assert synthetic_store(tmp_path, 32, "vessel") == small
+
+
+@pytest.mark.parametrize(
+    ("changes", "space", "rule"),
+    [
+        ({"loss.adversarial": "rp"}, {}, "must be 'r1r2' where loss.adversarial is 'rp'"),
+        ({"loss.adversarial": "hinge", "critic.penalty": "gp"}, {}, "belongs to loss.adversarial 'wgan_gp'"),
+        ({"loss.cycle": -1.0}, {}, "loss.cycle = -1.0: must not be negative"),
+        ({"monitor.horizon_steps": 20_001}, {}, "must not exceed steps"),
+        ({}, {"loss.adversarial": Choice(("lsgan", "rp"))}, "must be 'r1r2' where loss.adversarial is 'rp'"),
+        ({}, {"loss.cycle": Range(-1.0, 1.0, log=False)}, "must not be negative"),
+        ({}, {"loss.cicle": Range(1.0, 2.0)}, "no setting 'cicle'"),
+    ],
+)
+def test_a_study_with_a_run_that_cannot_be_is_refused_when_it_is_declared_and_nothing_is_made(
+    changes: dict[str, Leaf], space: Space, rule: str, tmp_path: Path
+) -> None:
+    def wrong(options: Options) -> Study:
+        base = {"optim.lr": Range(1e-5, 1e-3)}
+        return Study(name="own", question="?", run=PUBLISHED.having(changes), space={**base, **space})
+
+    with pytest.raises(InputError, match=re.escape(rule)):
+        conduct(wrong, Options(results=tmp_path / "results"))
+    assert not (tmp_path / "results").exists()
