@@ -188,9 +188,9 @@ def cell(condition: str, lr: float, *stabilities: float, dice: float = 0.5) -> C
 @pytest.mark.parametrize(
     ("name", "given", "runs", "steps"),
     [
-        ("seed_defects", {}, 12 * 3 * 3, 500),
+        ("seed_defects", {}, 12 * 3, 500),
         ("seed_defects", {"full": True, "seeds": 4, "rates": (2e-3,)}, 21 * 4, 500),
-        ("seed_defects", {"cures": True}, 17 * 3, 500),
+        ("seed_defects", {"cures": True, "seeds": 3}, 17 * 3, 500),
         ("seed_defects", {"store": "cohort"}, 12 * 2 * 3, 40_000),
         ("seed_defects", {"store": "cohort", "full": True}, 21 * 2 * 3, 40_000),
         ("seed_defects", {"store": "cohort", "cures": True, "steps": 800}, 17 * 3, 800),
