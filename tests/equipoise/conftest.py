@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from equipoise import cli
 from equipoise.batches import Cohort
 from equipoise.config import NetConfig, OptimConfig, RunConfig
 from equipoise.config_game import BalanceConfig
@@ -26,6 +27,7 @@ from slicestore.volume import Volume, write
 SIZE = 32
 MakeStore = Callable[..., Store]
 TwoRanks = Callable[..., None]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +43,23 @@ def real() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("EQUIPOISE_REAL_DATA names no folder of real data")
     return Path(folder)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Type `equipoise WORDS...` in this process."""
+
+    def type_in(*words: object) -> subprocess.CompletedProcess[str]:
+        line = ["equipoise", *map(str, words)]
+        monkeypatch.setattr(sys, "argv", line)
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return subprocess.CompletedProcess(line, code, *capsys.readouterr())
+
+    return type_in
 
 
 @pytest.fixture(scope="session")

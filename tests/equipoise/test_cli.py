@@ -37,23 +37,12 @@ Typed = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+def typed(monkeypatch: pytest.MonkeyPatch, command: Typed) -> Typed:
     """Type `equipoise ...` in this process, which is on a CPU: seconds sooner than in one of its own."""
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(local, "device_here", lambda: torch.device("cpu"))
-
-    def type_in(*words: object) -> subprocess.CompletedProcess[str]:
-        line = ["equipoise", *map(str, words)]
-        monkeypatch.setattr(sys, "argv", line)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return subprocess.CompletedProcess(line, code, *capsys.readouterr())
-
-    return type_in
+    return command
 
 
 def told(done: subprocess.CompletedProcess[str]) -> str:

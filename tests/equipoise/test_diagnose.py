@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from equipoise import cli
 from equipoise.checkpoint import State
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.curve_picture import MOST_RUNS
@@ -32,22 +32,11 @@ Typed = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
+def typed(monkeypatch: pytest.MonkeyPatch, command: Typed) -> Typed:
     """Type `equipoise diagnose ...`."""
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "200")
-
-    def type_in(*words: object) -> subprocess.CompletedProcess[str]:
-        line = ["equipoise", "diagnose", *map(str, words)]
-        monkeypatch.setattr(sys, "argv", line)
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return subprocess.CompletedProcess(line, code, *capsys.readouterr())
-
-    return type_in
+    return partial(command, "diagnose")
 
 
 def refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:

@@ -223,7 +223,7 @@ def test_after_calibration_a_term_of_weight_1_pulls_as_strongly_as_its_anchor_in
         anchor, networks = "segmentation", ["encoder"]
     pulls = []
     for term in (adversarial, anchor):
-        alone = run.having(ALONE[term][0])
+        alone = run.having({**ALONE[term][0], "balance.mode": "static", "balance.calibration_steps": 500})
         rules_of_alone = referee(alone)
         rules_of_alone.balance.load_state_dict(rules.balance.state_dict())
         trained = stepped(alone, rules_of_alone)

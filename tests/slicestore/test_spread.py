@@ -169,7 +169,9 @@ def test_closing_ends_the_work_under_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_children_end_with_their_parent_however_it_dies(tmp_path: Path, end: signal.Signals) -> None:
     script = (
-        "import pathlib, sys\nfrom tests.slicestore.test_spread import note\nfrom slicestore.spread import processes\n"
+        "import pathlib, signal, sys\nfrom tests.slicestore.test_spread import note\n"
+        "from slicestore.spread import processes\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background inherits as ignored
         "next(processes(2)(note, [pathlib.Path(sys.argv[1])] * 3))\n"
     )
     line = [sys.executable, "-c", script, tmp_path]
