@@ -171,7 +171,7 @@ def test_children_end_with_their_parent_however_it_dies(tmp_path: Path, end: sig
     script = (
         "import pathlib, signal, sys\nfrom tests.slicestore.test_spread import note\n"
         "from slicestore.spread import processes\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background inherits as ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored by jobs in the background
         "next(processes(2)(note, [pathlib.Path(sys.argv[1])] * 3))\n"
     )
     line = [sys.executable, "-c", script, tmp_path]
