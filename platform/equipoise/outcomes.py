@@ -217,8 +217,11 @@ def against(control: str, all_cells: Iterable[Cell]) -> Column:
     def say(cell: Cell) -> str:
         if cell.lr not in controls or cell.condition == control:
             return NOTHING
-        p = log_rank(cell.watched, controls[cell.lr].watched)
-        return "none blew up" if math.isnan(p) else f"{p:.3f}"
+        both = cell.watched, controls[cell.lr].watched
+        p = log_rank(*both)
+        if math.isnan(p):  # nobody was left to compare with when they did, if any
+            return "at once" if any(onset is not None for onsets, _ in both for onset in onsets) else "none blew up"
+        return f"{p:.3f}"
 
     return f"p against {control}", say
 

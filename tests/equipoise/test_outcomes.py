@@ -161,6 +161,8 @@ def test_a_cell_is_compared_with_the_control_at_its_own_rate() -> None:
     z = (2 - 1 / 2 - 1 / 3) / math.sqrt(1 / 4 + 2 / 9)
     assert say(wild) == f"{math.erfc(z / math.sqrt(2)):.3f}"
     assert say(group("elsewhere", 1e-5, None)) == "–"
+    last = group("last", 3e-3, 4), group("control", 3e-3, 4)  # everybody at once: nobody is left to compare with
+    assert outcomes.against("control", last)[1](last[0]) == "at once"
 
 
 @pytest.mark.parametrize(
