@@ -24,11 +24,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from equipoise.config import LossConfig, RunConfig
+from equipoise.config import RunConfig
 from equipoise.losses import cycle
-from equipoise.nets import Critic, Features, Sifa
+from equipoise.nets import Features, Sifa
 from equipoise.objective import (
     cycle_terms,
+    fool_predictions,
     image_loss,
     match,
     matches_s,
@@ -144,9 +145,9 @@ def _meaning_gradients(
         return {}, [torch.zeros_like(p) for p in heads], [None for _ in leaves]
     signals = segmentation_terms(images.logits_st, images.low_st, batch.label, weight, ranks.total)
     with autocast(config.speed, batch.source.device):
-        signals["loss/adv_p"] = _fool_p(net.critic_p, images.logits_t, images.logits_st, weight, referee)
+        signals["loss/adv_p"] = fool_predictions(net.critic_p, images.logits_t, images.logits_st, referee)
         if net.critic_p_low is not None and images.low_t is not None and images.low_st is not None:
-            signals["loss/adv_p_low"] = _fool_p(net.critic_p_low, images.low_t, images.low_st, weight, referee)
+            signals["loss/adv_p_low"] = fool_predictions(net.critic_p_low, images.low_t, images.low_st, referee)
         on_aux = made.on_ts[:, 1:]
         signals["loss/adv_aux"] = referee.fool(on_aux, lambda: net.critic_s(referee.shown(images.sts))[:, 1:])
     found = torch.autograd.grad(
@@ -192,11 +193,6 @@ def _critic_gradients(
     names = [name for name in SIDES["critic"] if name in players]
     found = iter(torch.autograd.grad(loss, [p for name in names for p in players[name]]))
     return signals, {name: [next(found) for _ in players[name]] for name in names}
-
-
-def _fool_p(critic: Critic, fake: Tensor, real: Tensor, weight: LossConfig, referee: Referee) -> Tensor:
-    """What a segmenter minimises to make its predictions on target images pass for those on translated ones."""
-    return referee.fool(critic(shown(fake, weight)), lambda: critic(shown(real, weight)))
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from equipoise.balance import weights
 from equipoise.losses import cycle
 from equipoise.nets import Sifa
-from equipoise.objective import cycle_terms, segmentation_terms, shown
+from equipoise.objective import cycle_terms, fool_predictions, segmentation_terms
 from equipoise.referee import Referee
 from equipoise.speed import autocast
 from equipoise.step import Batch, Images, Signals, forward
@@ -92,12 +92,9 @@ def _terms(net: Sifa, batch: Batch, referee: Referee) -> Signals:
 
 
 def _games_of_predictions(net: Sifa, made: Images, referee: Referee) -> Signals:
-    weight, fool, low = referee.config.loss, referee.fool, net.critic_p_low
-    real, fake = shown(made.logits_st, weight), shown(made.logits_t, weight)
-    terms = {"loss/adv_p": fool(net.critic_p(fake), lambda: net.critic_p(real))}
-    if low is not None and made.low_st is not None and made.low_t is not None:
-        real_low, fake_low = shown(made.low_st, weight), shown(made.low_t, weight)
-        terms["loss/adv_p_low"] = fool(low(fake_low), lambda: low(real_low))
+    terms = {"loss/adv_p": fool_predictions(net.critic_p, made.logits_t, made.logits_st, referee)}
+    if net.critic_p_low is not None and made.low_st is not None and made.low_t is not None:
+        terms["loss/adv_p_low"] = fool_predictions(net.critic_p_low, made.low_t, made.low_st, referee)
     return terms
 
 

@@ -16,7 +16,7 @@ from equipoise.balance import Balance
 from equipoise.config import LossConfig
 from equipoise.losses import Total
 from equipoise.nets import Critic
-from equipoise.referee import Match, Matches
+from equipoise.referee import Match, Matches, Referee
 from equipoise.step import Batch, Signals
 
 
@@ -84,6 +84,12 @@ def shown(logits: Tensor, weight: LossConfig) -> Tensor:
     if weight.critic_p_sees == "logits":
         return logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1)
+
+
+def fool_predictions(critic: Critic, fake: Tensor, real: Tensor, referee: Referee) -> Tensor:
+    """What a segmenter minimises to make its logits on target images pass for those on translated ones."""
+    weight = referee.config.loss
+    return referee.fool(critic(shown(fake, weight)), lambda: critic(shown(real, weight)))
 
 
 def _weighed(terms: Mapping[str, Tensor], weight: LossConfig) -> Tensor:

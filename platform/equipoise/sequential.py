@@ -18,6 +18,7 @@ from equipoise.losses import cycle
 from equipoise.nets import Critic, Segmenter, Sifa
 from equipoise.objective import (
     cycle_terms,
+    fool_predictions,
     image_loss,
     match,
     matches_s,
@@ -97,9 +98,9 @@ class _Updates:
         if weight.segmentation > 0:  # 0 is CycleGAN
             terms = segmentation_terms(made.logits_st, made.low_st, batch.label, weight, self.ranks.total)
             with self.amp():
-                terms["loss/adv_p"] = self.fool_p(net.critic_p, made.logits_t, made.logits_st)
+                terms["loss/adv_p"] = fool_predictions(net.critic_p, made.logits_t, made.logits_st, referee)
                 if net.critic_p_low is not None and made.low_t is not None and made.low_st is not None:
-                    terms["loss/adv_p_low"] = self.fool_p(net.critic_p_low, made.low_t, made.low_st)
+                    terms["loss/adv_p_low"] = fool_predictions(net.critic_p_low, made.low_t, made.low_st, referee)
                 terms["loss/adv_aux"] = referee.fool(on_ts[:, 1:], lambda: net.critic_s(referee.shown(made.sts))[:, 1:])
             loss = loss + meaning_loss(terms, weight, referee.balance, referee.dials.predictions)
             self.signals |= terms
@@ -147,11 +148,6 @@ class _Updates:
         """What makes x_ts pass for a source image."""
         net, source = self.net, self.batch.source
         return self.referee.fool(on_ts[:, :1], lambda: net.critic_s(self.referee.shown(source))[:, :1])
-
-    def fool_p(self, critic: Critic, fake: Tensor, real: Tensor) -> Tensor:
-        """What makes predictions on target images pass for those on translated ones."""
-        weight = self.weight
-        return self.referee.fool(critic(shown(fake, weight)), lambda: critic(shown(real, weight)))
 
     def judge(self, name: str, matches: Matches) -> None:
         """Update a critic by its games."""

@@ -187,7 +187,7 @@ class Run:
             "players": copy.deepcopy(self.players.state_dict()),
             "monitor": self.monitor.state_dict(),
             "referee": copy.deepcopy(self.referee.state_dict()),
-            "average": copy.deepcopy(self.average.state_dict()) if self.average is not None else {},
+            "average": self.average.state_dict() if self.average is not None else {},
         }
         own = {"pools": [pool.state_dict() for pool in self.pools], "rng": torch.get_rng_state()}
         if torch.cuda.is_available():
