@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from equipoise import curves, figures, search
+from equipoise.account import Account
 from equipoise.config_base import Leaf
 from equipoise.figures import LOOKS, Figure, Run, words
 from equipoise.page import NOTHING, duration, folded, key, number, page, section, table
 from equipoise.record import Record
 from equipoise.search import Choice, Dimension, Fixed, cases
-from equipoise.study import Account, Study, StudyFolder
+from equipoise.study import Study, StudyFolder
 
 _VERDICTS = """<p class="note"><b>stable</b>: lived to its last step, and no critic won. <b>blurry</b>: so too, but its
 translations have lost the sharpness of real images. <b>d wins</b>: lived, but a critic told all real patches from all

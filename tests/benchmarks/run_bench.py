@@ -7,13 +7,14 @@ from pathlib import Path
 
 from measure import Result, seconds
 
+from equipoise.account import Account
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.launch.cluster import Share, connect, room
 from equipoise.launch.conduct import synthetic_store
 from equipoise.launch.ray_train import train
 from equipoise.launch.ray_tune import search_points
 from equipoise.search import Range
-from equipoise.study import Account, Study, StudyFolder
+from equipoise.study import Study, StudyFolder
 from slicestore.store import Store
 
 SMALL = PUBLISHED.at("net.width", 0.125).at("batch", 4)

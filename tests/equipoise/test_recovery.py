@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from equipoise import checkpoint
+from equipoise.account import Account
 from equipoise.batches import Cohort
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.record import Record, recorded
 from equipoise.recovery import kept, remedied, words
 from equipoise.step import Batch, Signals
-from equipoise.study import Account
 from equipoise.train import Run, fit
 
 

@@ -21,6 +21,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from equipoise.account import Account
 from equipoise.batches import Cohort
 from equipoise.launch.cluster import Share, connect, room
 from equipoise.launch.ledger import Ledger
@@ -28,7 +29,7 @@ from equipoise.launch.ray_train import train
 from equipoise.launch.ray_tune import search_points
 from equipoise.record import CONFIRM, Record
 from equipoise.report import write_report
-from equipoise.study import Account, Study, StudyFolder
+from equipoise.study import Study, StudyFolder
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
