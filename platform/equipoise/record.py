@@ -9,6 +9,8 @@ Knows the files of a run and how they survive a kill; knows nothing of Ray, W&B 
     returns.json       from which divergences a run with `recovery` went back, where to, and its remedies
     return-1.jsonl     the rows that the first of them took back
     panels/            one picture an evaluation
+    attempts.jsonl     one row each time a process took up the run: from where, and what had to be done again
+    copies.json        how far the copies elsewhere are, if there are any
     checkpoints/       the newest states
     verdict.json       written last: a run with a verdict has ended
     ray/               what Ray Train writes of a run over several workers
@@ -19,13 +21,15 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import logging
 import math
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,16 +39,35 @@ import torch
 from equipoise import checkpoint, recovery
 from equipoise.batches import Cohort
 from equipoise.config import RunConfig
+from equipoise.keeping import Keeping
 from equipoise.monitor import Horizon, Verdict
 from equipoise.ranks import Ranks
 from equipoise.recovery import Return
-from equipoise.train import Progress, fit
+from equipoise.train import Progress, evaluations, fit
+from equipoise.writing import append, sync, told, write
 from slicestore.errors import InputError
 
 Row = dict[str, float]
 CONFIRM = "confirm"
 """How the name of a run that repeats a study's best point begins."""
+log = logging.getLogger(__name__)
 _PACKAGES = ("equipoise", "torch", "numpy", "ray", "optuna", "wandb", "zarr")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One time that a process took up a run."""
+
+    session: str
+    """Id of the study's session that asked for it; empty outside studies."""
+    step: int
+    """It went on from there; 0 is the beginning."""
+    lost_steps: int
+    """Steps done before it that no checkpoint held, and that had to be done again."""
+    lost_seconds: float
+    """What these had taken, in seconds of training; wall time, whatever the number of workers."""
+    workers: int
+    """Data-parallel processes of this attempt."""
 
 
 class Record:
@@ -91,6 +114,11 @@ class Record:
         """Signals from row number `start` on; a last line that a kill cut off is left out."""
         return _rows(self.folder / "signals.jsonl", start)
 
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Each time that a process took up the run, the first one first."""
+        return [Attempt(**row) for row in _read_lines(self.folder / "attempts.jsonl")]
+
     def taken_back(self) -> list[Row]:
         """The rows that returns took back, return by return."""
         return [row for n in range(len(self.returns)) for row in _rows(self.folder / f"return-{n + 1}.jsonl")]
@@ -107,9 +135,10 @@ class Record:
         """Start the record, or find that it is this very run's.
 
         Raises:
-            InputError: the folder belongs to a run with other settings.
+            InputError: the folder belongs to a run with other settings, or cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with told(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / "config.json").is_file():
             changed = {
                 k: (v, self.config.flat().get(k)) for k, v in config.flat().items() if v != self.config.flat().get(k)
@@ -124,27 +153,49 @@ class Record:
                 )
             return
         environment, changes = _environment(device)
-        _write(self.folder / "changes.diff", changes)
-        _write(self.folder / "environment.json", json.dumps(environment, indent=2))
-        _write(self.folder / "config.json", json.dumps(config.to_dict(), indent=2))
+        write(self.folder / "changes.diff", changes)
+        write(self.folder / "environment.json", json.dumps(environment, indent=2))
+        write(self.folder / "config.json", json.dumps(config.to_dict(), indent=2))
 
-    def rewind(self, step: int) -> None:
-        """Drop what was recorded after `step`: the run continues from there and will say it again."""
-        kept = [row for row in self.rows() if row["step"] <= step]
-        _write(self.folder / "signals.jsonl", "".join(map(_line, kept)))
+    def take_up(self, step: int, session: str, workers: int) -> None:
+        """Go on from `step`: drop what was recorded after it, and note that."""
+        lost = self.rewind(step)
+        steps = int(lost[-1]["step"]) - step if lost else 0
+        attempt = Attempt(session, step, steps, sum(row["time/block"] for row in lost), workers)
+        append(self.folder / "attempts.jsonl", json.dumps(dataclasses.asdict(attempt)) + "\n")
 
-    def add(self, progress: Progress) -> None:
-        """Append one block; flushed, so that a kill costs nothing that was written."""
+    def rewind(self, step: int) -> list[Row]:
+        """Drop, and give back, what was recorded after `step`: the run continues from there and will say it again."""
+        path = self.folder / "signals.jsonl"
+        with told(path):
+            rows = self.rows()
+            kept = [row for row in rows if row["step"] <= step]
+            whole = not path.is_file() or path.read_bytes().endswith(b"\n")  # a kill may have torn the last line
+        if len(kept) < len(rows) or not whole:
+            write(path, "".join(map(_line, kept)))
+        return rows[len(kept) :]
+
+    def add(self, progress: Progress, workers: int | None = None) -> None:
+        """Append one block; flushed, so that a kill costs nothing that was written.
+
+        Args:
+            progress: the block.
+            workers: that trained it, where the run is elastic and these are not the number that it asks for.
+
+        Raises:
+            InputError: the disk refused; rows before are as they were.
+        """
         if progress.panels is not None:
-            progress.panels.save(self.picture(progress.step))
+            with told(self.picture(progress.step)):
+                progress.panels.save(self.picture(progress.step))
         row = {
             "step": progress.step,
             **progress.signals,
             "divergence/stability": progress.stability,
             "time/block": progress.seconds,
+            **({"time/workers": workers} if workers is not None else {}),
         }
-        with open(self.folder / "signals.jsonl", "a") as file:
-            file.write(_line(row))
+        append(self.folder / "signals.jsonl", _line(row))
 
     @property
     def returns(self) -> list[Return]:
@@ -161,14 +212,16 @@ class Record:
         """
         returns, checkpoints = self.returns, self.folder / "checkpoints"
         number = len(returns) + 1
-        checkpoint.drop_after(checkpoints, verdict.onset or 0)
+        with told(checkpoints):
+            checkpoint.drop_after(checkpoints, recovery.goal(verdict.onset or 0, evaluations(config)))
         found = checkpoint.latest(checkpoints)
         step = checkpoint.step_of(found) if found else 0
         taken = [row for row in self.rows() if row["step"] > step]
-        _write(self.folder / f"return-{number}.jsonl", "".join(map(_line, taken)))
+        write(self.folder / f"return-{number}.jsonl", "".join(map(_line, taken)))
         returns.append(Return(verdict, step, recovery.words(config, number)))
         data = [{"verdict": r.verdict.to_dict(), "step": r.step, "remedy": r.remedy} for r in returns]
-        _write(self.folder / "returns.json", json.dumps(data, indent=2))
+        write(self.folder / "returns.json", json.dumps(data, indent=2))
+        self.rewind(step)
 
     def close(self, verdict: Verdict) -> None:
         """Write the verdict: the run has ended."""
@@ -176,23 +229,31 @@ class Record:
             self.config.monitor, self.config.steps
         )  # short runs are judged by shorter rules: say which
         data = verdict.to_dict() | {"horizon": dataclasses.asdict(horizon)}
-        _write(self.folder / "verdict.json", json.dumps(data, indent=2))
+        write(self.folder / "verdict.json", json.dumps(data, indent=2))
 
     @contextmanager
-    def locked(self, patience: float = 60.0) -> Iterator[None]:
+    def locked(self, patience: float = 180.0) -> Iterator[None]:
         """Hold the folder against a second writer, such as a worker that outlives its killed driver for a moment.
 
+        A machine that was cut off from the others writes on until Ray notices there, which takes it about a minute.
+
         Raises:
-            InputError: another process still writes after `patience` seconds.
+            InputError: another process still writes after `patience` seconds, or the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / ".lock", "w") as file:
-            deadline = time.monotonic() + patience
+        path = self.folder / ".lock"
+        with told(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(path, "w")  # noqa: SIM115 - closed below, with the lock
+        with file:
+            deadline, waits = time.monotonic() + patience, False
             while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with told(path):
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
+                except InputError as error:
+                    if not isinstance(error.__cause__, BlockingIOError):
+                        raise
                     if time.monotonic() > deadline:
                         raise InputError(
                             self.folder,
@@ -200,61 +261,128 @@ class Record:
                             rule="a run has one writer",
                             remedy="wait for it or end it, then resume",
                         ) from None
+                    if not waits:
+                        waits = True
+                        log.info("%s: another process still writes it; waiting", self.name)
                     time.sleep(0.2)
             yield
 
 
-def recorded(folder: Path, config: RunConfig, cohort: Cohort, *, ranks: Ranks | None = None) -> Iterator[Progress]:
+def recorded(
+    folder: Path,
+    config: RunConfig,
+    cohort: Cohort,
+    *,
+    ranks: Ranks | None = None,
+    keeping: Keeping | None = None,
+    elastic: bool = False,
+) -> Iterator[Progress]:
     """`fit`, written down: every `Progress` is on disk before it is handed on. Continues where the folder left off.
 
     Nothing is yielded when the run has ended already; only the verdict, without signals, when it was killed between its
     last checkpoint and that. Rank 0 writes; every rank saves its part of a checkpoint.
+
+    Args:
+        folder: of the run.
+        config: the run.
+        cohort: its slices.
+        ranks: the data-parallel group; alone by default.
+        keeping: how states are kept.
+        elastic: whether the group may be of another size than `config.workers`. The batch is then shared out over the
+            ranks there are; what is a rank's own in a checkpoint of another number of ranks begins afresh.
+
+    Raises:
+        InputError: another process writes the run, its settings are others, its number of workers is another and it is
+            not elastic, or the disk refuses. Nothing that was written is lost: a later call continues.
     """
-    ranks = ranks or Ranks()
-    record = Record(folder)
+    ranks, keeping = ranks or Ranks(), keeping or Keeping()
+    if ranks.world != config.workers and not elastic:
+        raise InputError(
+            "workers",
+            found=f"{ranks.world} where {folder.name} has {config.workers}",
+            rule="a run trains with the number of workers it was started with, unless it is elastic",
+            remedy="start as many, or set workers when the run is declared",
+        )
+    run = _Sitting(Record(folder), config, cohort, ranks, keeping, elastic)
     if ranks.rank == 0:
-        with record.locked():
-            record.open(config, cohort.device)
-            yield from _recorded(record, config, cohort, ranks)
+        with run.record.locked():
+            run.record.open(config, cohort.device)
+            yield from run.all()
     else:
-        yield from _recorded(record, config, cohort, ranks)
+        yield from run.all()
 
 
-def _recorded(record: Record, config: RunConfig, cohort: Cohort, ranks: Ranks) -> Iterator[Progress]:
-    ranks.wait()
-    ended = record.verdict is not None
-    ranks.wait()
-    while not ended:
-        ended = yield from _attempt(record, config, cohort, ranks)
+@dataclass(slots=True)
+class _Sitting:
+    """What one process, or one group, does of a run until the run ends or the process is killed."""
 
+    record: Record
+    config: RunConfig
+    cohort: Cohort
+    ranks: Ranks
+    keeping: Keeping
+    elastic: bool
 
-def _attempt(record: Record, config: RunConfig, cohort: Cohort, ranks: Ranks) -> Generator[Progress, None, bool]:
-    """Train on from the newest checkpoint; whether that ended the run, or a divergence that it went back from."""
-    returns = record.returns
-    found = checkpoint.latest(record.folder / "checkpoints")
-    ranks.wait()
-    state = checkpoint.load(found, ranks.rank) if found else None
-    if ranks.rank == 0:
-        record.rewind(state.shared["step"] if state else 0)
-    now, past = recovery.remedied(config, len(returns)), [r.divergence for r in returns]
-    for progress in fit(now, cohort, ranks=ranks, resume=state, past=past):
-        if ranks.rank == 0 and progress.signals:
-            record.add(progress)
-        verdict = progress.verdict
-        if verdict is not None and verdict.kind in recovery.KINDS and len(returns) < config.recovery.times:
-            ranks.wait()
-            if ranks.rank == 0:
-                record.go_back(verdict, config)
-            ranks.wait()
-            yield dataclasses.replace(progress, verdict=None)
-            return False
-        if progress.looked:
-            kept = recovery.kept(config)
-            checkpoint.save(record.folder / "checkpoints", progress.step, progress.state(), ranks, kept=kept)
-        if verdict is not None and ranks.rank == 0:
-            record.close(verdict)
-        yield progress
-    return True
+    @property
+    def checkpoints(self) -> Path:
+        return self.record.folder / "checkpoints"
+
+    def all(self) -> Iterator[Progress]:
+        self.ranks.wait()
+        ended, first = self.record.verdict is not None, True
+        self.ranks.wait()
+        while not ended:
+            ended, first = (yield from self.stretch(first)), False
+
+    def stretch(self, first: bool) -> Generator[Progress, None, bool]:
+        """Train on from the newest checkpoint; whether that ended the run, or a divergence that it went back from."""
+        record, ranks, returns = self.record, self.ranks, self.record.returns
+        state = self.state()
+        before = state.shared["step"] if state else 0
+        if ranks.rank == 0 and first:
+            record.take_up(before, self.keeping.session, ranks.world)
+        now = recovery.remedied(self.config, len(returns)).at("workers", ranks.world)
+        for progress in fit(now, self.cohort, ranks=ranks, resume=state, past=[r.divergence for r in returns]):
+            if ranks.rank == 0 and progress.signals:
+                record.add(progress, ranks.world if ranks.world != self.config.workers else None)
+            verdict = progress.verdict
+            if verdict is not None and verdict.kind in recovery.KINDS and len(returns) < self.config.recovery.times:
+                self.go_back(verdict)
+                yield dataclasses.replace(progress, verdict=None)
+                return False
+            if progress.looked or self.keeping.due(before, progress.step):
+                self.save(progress)
+            before = progress.step
+            if verdict is not None and ranks.rank == 0:
+                record.close(verdict)
+            yield progress
+        return True
+
+    def state(self) -> checkpoint.State | None:
+        """What the newest checkpoint holds for this rank."""
+        found = checkpoint.latest(self.checkpoints)
+        self.ranks.wait()
+        if found is None:
+            return None
+        if self.elastic and checkpoint.workers_of(found) != self.ranks.world:
+            return checkpoint.load_shared(found)
+        return checkpoint.load(found, self.ranks.rank)
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint; the rows up to it survive a power cut before it does."""
+        if self.ranks.rank == 0:
+            path = self.record.folder / "signals.jsonl"
+            with told(path):
+                sync(path)
+        held = recovery.held(self.config, progress.step, evaluations(self.config))
+        state, kept = progress.state(), self.keeping.kept
+        checkpoint.save(self.checkpoints, progress.step, state, self.ranks, kept=kept, held=held)
+
+    def go_back(self, verdict: Verdict) -> None:
+        self.ranks.wait()
+        if self.ranks.rank == 0:
+            self.record.go_back(verdict, self.config)
+        self.ranks.wait()
 
 
 def _environment(device: torch.device) -> tuple[dict[str, Any], str]:
@@ -271,19 +399,25 @@ def _environment(device: torch.device) -> tuple[dict[str, Any], str]:
         "packages": versions,
         "device": name,
         "threads": torch.get_num_threads(),
-        "commit": _git("rev-parse", "HEAD").strip() or None,
     }
-    if not _git("ls-files", "--error-unmatch", Path(__file__).name):  # installed in a repository of the user's own
-        return environment | {"commit": None}, ""
-    return environment, _git("diff", "HEAD")
+    commit, changes = _source(Path(__file__))
+    return environment | {"commit": commit}, changes
 
 
-def _git(*words: str) -> str:
-    """What git says of the source tree; nothing where there is no git or no repository."""
+@cache
+def _source(file: Path) -> tuple[str | None, str]:
+    """The commit of the code that runs, and what the working tree had beyond it; asked once, when it was imported."""
+    if not _git(file, "ls-files", "--error-unmatch", file.name):  # installed in a repository of the user's own
+        return None, ""
+    return _git(file, "rev-parse", "HEAD").strip() or None, _git(file, "diff", "HEAD")
+
+
+def _git(file: Path, *words: str) -> str:
+    """What git says of a source file's tree; nothing where there is no git or no repository."""
     try:
         done = subprocess.run(
             ["git", *words],
-            cwd=Path(__file__).parent,
+            cwd=file.parent,
             capture_output=True,
             encoding="utf-8",
             errors="replace",  # a diff may hold files in other encodings
@@ -296,16 +430,15 @@ def _git(*words: str) -> str:
 
 
 def _rows(path: Path, start: int = 0) -> list[Row]:
+    return [{k: float(v) for k, v in row.items()} for row in _read_lines(path, start)]
+
+
+def _read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
+    """Whole lines from number `start` on: the last one may have been torn by a kill."""
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [{k: float(v) for k, v in json.loads(line).items()} for line in lines[start:]]
+    return [json.loads(line) for line in lines[start:]]
 
 
 def _line(row: Row) -> str:
     """One line of strict JSON, which has no NaN: non-finite values are written by their names."""
     return json.dumps({k: v if math.isfinite(v) else str(v) for k, v in row.items()}) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -9,6 +9,7 @@ first onset.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from equipoise.config import RunConfig
@@ -55,5 +56,21 @@ def words(config: RunConfig, times: int) -> str:
 
 
 def kept(config: RunConfig) -> int:
-    """Checkpoints that a run must keep to reach back to before an onset, which is noticed up to a sixth of it later."""
+    """Checkpoints at evaluations that a run must keep to reach back to before an onset, noticed up to a sixth later."""
     return 2 + (math.ceil(config.evaluations / 6) if config.recovery.times else 0)
+
+
+def held(config: RunConfig, step: int, looks: Collection[int]) -> Collection[int]:
+    """Steps up to `step` whose checkpoints the run may go back to; none without recovery.
+
+    Args:
+        config: the run.
+        step: that it has reached.
+        looks: steps of its evaluations. It goes back to these alone, so that checkpoints in between change no number.
+    """
+    return sorted(look for look in looks if look <= step)[-kept(config) :] if config.recovery.times else ()
+
+
+def goal(onset: int, looks: Collection[int]) -> int:
+    """The evaluation to go back to from a divergence that began at `onset`; 0 is the run's beginning."""
+    return max((look for look in looks if look <= onset), default=0)

@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from equipoise.fused import fused
 from equipoise.gradients import measure
 from equipoise.graphs import Recording
 from equipoise.metrics import evaluate
-from equipoise.monitor import Finding, Monitor, Verdict, counted, watched
+from equipoise.monitor import Finding, Horizon, Monitor, Verdict, counted, watched
 from equipoise.nets import Sifa
 from equipoise.panels import Panels, draw
 from equipoise.players import Players
@@ -51,7 +51,7 @@ class Progress:
     seconds: float
     """Wall time of the block's steps, evaluation excluded."""
     looked: bool
-    """Whether the block ended with an evaluation, on all ranks: the moment to checkpoint."""
+    """Whether the block ended with an evaluation, on all ranks: a moment to checkpoint."""
     panels: Panels | None
     """Images of the probe slices, at evaluations on rank 0."""
     stability: float
@@ -189,13 +189,15 @@ class Run:
             "referee": copy.deepcopy(self.referee.state_dict()),
             "average": self.average.state_dict() if self.average is not None else {},
         }
-        own = {"pools": [pool.state_dict() for pool in self.pools], "rng": torch.get_rng_state()}
+        own: dict[str, Any] = {"pools": [pool.state_dict() for pool in self.pools], "rng": torch.get_rng_state()}
+        if self.ranks.world > 1:  # between evaluations each rank's running statistics are its own
+            own["buffers"] = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         if torch.cuda.is_available():
             own["cuda_rng"] = torch.cuda.get_rng_state()
         return State(shared, own)
 
     def load(self, state: State) -> None:
-        """Continue from `state`."""
+        """Continue from `state`; one without a part of this rank's own lets that begin afresh, see `_part_anew`."""
         shared, own = state
         self.done = shared["step"]
         self.net.load_state_dict(shared["net"])
@@ -204,11 +206,27 @@ class Run:
         self.referee.load_state_dict(shared["referee"])
         if self.average is not None:
             self.average.load_state_dict(shared["average"])
+        if not own:
+            self._part_anew()
+            return
+        for name, buffer in self.net.named_buffers():
+            if "buffers" in own:
+                buffer.copy_(own["buffers"][name])
         for pool, pooled in zip(self.pools, own["pools"], strict=True):
             pool.load_state_dict(pooled, self.config.batch // self.config.workers, self.device)
         torch.set_rng_state(own["rng"].cpu())
         if "cuda_rng" in own and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda_rng"].cpu())
+
+    def _part_anew(self) -> None:
+        """Begin pools and random numbers from seed, step and rank: another number of ranks wrote the checkpoint.
+
+        The pools fill again as they did when the run began; running statistics are those of rank 0.
+        """
+        seeds = np.random.SeedSequence((self.config.seed, self.done, self.ranks.rank)).generate_state(3)
+        pools = (ImagePool(self.config.pool, int(seed), self.config.pool_by) for seed in seeds[1:])
+        self.pools = Pools(*pools)
+        torch.manual_seed(int(seeds[0]))
 
 
 def fit(
@@ -240,7 +258,7 @@ def fit(
     if run.done == config.steps or run.monitor.diverged:  # resumed at its very end: the verdict alone is wanting
         verdict = run.monitor.verdict(run.done)
         yield Progress(run.done, {}, 0.0, False, None, run.monitor.stability(), verdict, run.state)
-    due = _evaluations(config, run.monitor.horizon.block)
+    due = evaluations(config)
     while run.done < config.steps and not run.monitor.diverged:
         began = time.perf_counter()
         signals = _block_or_none(run, config, cohort, ranks)
@@ -343,8 +361,9 @@ def _weights(net: Sifa, steps: int) -> np.ndarray:
     return column
 
 
-def _evaluations(config: RunConfig, block: int) -> set[int]:
-    """Steps at which to look: evenly spaced, each at the end of a block."""
+def evaluations(config: RunConfig) -> set[int]:
+    """Steps at which a run looks: evenly spaced, each at the end of a block. One that diverges looks then, too."""
+    block = Horizon.of(config.monitor, config.steps).block
     wanted = {round(config.steps * k / config.evaluations) for k in range(1, config.evaluations + 1)}
     return {min(config.steps, -(-step // block) * block) for step in wanted}
 

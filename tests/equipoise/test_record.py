@@ -203,7 +203,7 @@ class TestRecorded:
             assert row.items() >= p.signals.items()
         assert [p.name for p in undisturbed.pictures()] == ["step-000004.png", "step-000008.png"]
         assert sorted(p.name for p in undisturbed.folder.iterdir() if not p.name.startswith(".")) == [
-            "changes.diff", "checkpoints", "config.json", "environment.json", "panels", "signals.jsonl",
+            "attempts.jsonl", "changes.diff", "checkpoints", "config.json", "environment.json", "panels", "signals.jsonl",
             "verdict.json",
         ]  # fmt: skip
 
@@ -347,10 +347,12 @@ class TestGit:
     def test_without_a_repository_or_git_the_record_is_written_all_the_same(
         self, tmp_path: Path, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        module._source.cache_clear()
         monkeypatch.setenv("PATH", "/nowhere")
         fresh(tmp_path / "run", tiny)
         assert json.loads((tmp_path / "run" / "environment.json").read_text())["commit"] is None
         assert (tmp_path / "run" / "changes.diff").read_text() == ""
+        module._source.cache_clear()
 
     @needs_git
     def test_a_changed_file_that_is_not_utf_8_does_not_stop_a_run(
@@ -367,8 +369,10 @@ class TestGit:
         def hang(*_: Any, **__: Any) -> None:
             raise subprocess.TimeoutExpired("git", 20)
 
+        module._source.cache_clear()
         monkeypatch.setattr(subprocess, "run", hang)
         fresh(tmp_path / "run", tiny)
+        module._source.cache_clear()
 
     @needs_git
     def test_a_package_installed_inside_a_users_repository_does_not_record_the_users_own_changes(

@@ -13,6 +13,7 @@ import torch
 
 from equipoise.batches import Cohort, needed
 from equipoise.config import RunConfig
+from equipoise.keeping import Keeping
 from equipoise.ranks import Ranks
 from equipoise.record import recorded
 from equipoise.train import Progress
@@ -31,12 +32,17 @@ def launch(
     *,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
+    keeping: Keeping | None = None,
+    elastic: bool = False,
 ) -> Iterator[Progress]:
-    """Train `config` on the store into `folder`, or continue what is there; a `Progress` is on disk when it comes."""
+    """Train `config` on the store into `folder`, or continue what is there; a `Progress` is on disk when it comes.
+
+    Arguments and errors are those of `record.recorded`.
+    """
     device = device or device_here()
     # What a run sees of a store depends on these settings only; a warm worker keeps it from run to run.
     cohort = _staged(store, needed(config), device)
-    return recorded(folder, config, cohort, ranks=ranks)
+    return recorded(folder, config, cohort, ranks=ranks, keeping=keeping, elastic=elastic)
 
 
 @lru_cache(maxsize=2)

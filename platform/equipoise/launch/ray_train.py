@@ -6,6 +6,9 @@ CPU workers, NCCL joins GPU workers.
 Checkpoints are the run folder's own: every rank finds its part there, whichever launcher wrote it, so a restarted group
 continues and Train's checkpoint manager has nothing to keep. The run folder must therefore lie on storage that all
 workers see. Ray Train takes the run's name for its own resume key, so each attempt gets a fresh one.
+
+An elastic run goes on with fewer workers where a machine is lost, and with more once there is room again: the group is
+started anew at its newest checkpoint, and shares out the same batch.
 """
 
 from __future__ import annotations
@@ -20,9 +23,11 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from equipoise.config import RunConfig
+from equipoise.keeping import Keeping
 from equipoise.launch.cluster import Share
 from equipoise.launch.local import launch
 from equipoise.ranks import Ranks
+from slicestore.errors import InputError
 
 RESTARTS = 2
 """Times that a group is restarted after losing a worker."""
@@ -34,19 +39,37 @@ def train(
     store: str | Path,
     share: Share,
     *,
+    least: int | None = None,
+    keeping: Keeping | None = None,
     callbacks: Sequence[ray.train.UserCallback] = (),
 ) -> None:
     """Train one run over `config.workers` workers; returns when its record is complete.
 
+    Args:
+        folder: of the run, where all workers see it.
+        config: the run.
+        store: its cohort.
+        share: what each worker gets.
+        least: workers that are enough to start or go on with; None asks for exactly `config.workers`.
+        keeping: how states are kept.
+        callbacks: what Ray Train tells as the run goes on.
+
     Raises:
+        InputError: see `check_elastic`.
         ray.train.TrainingFailedError: workers kept failing; the record keeps what was reached, a later call continues.
     """
+    elastic = least is not None and least != config.workers
+    if least is not None:
+        check_elastic(config, least)
+    job = {"folder": str(folder), "config": config.to_dict(), "store": str(store), "share": share}
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"folder": str(folder), "config": config.to_dict(), "store": str(store), "share": share},
+        train_loop_config=job | {"keeping": keeping or Keeping(), "elastic": elastic},
         torch_config=TorchConfig(backend="nccl" if share.gpus else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=share.gpus > 0, resources_per_worker=share.resources()
+            num_workers=(least, config.workers) if elastic else config.workers,  # type: ignore[arg-type]
+            use_gpu=share.gpus > 0,
+            resources_per_worker=share.resources(),
         ),
         run_config=ray.train.RunConfig(
             name=f"{folder.name}-{int(time.time())}",
@@ -59,11 +82,37 @@ def train(
     trainer.fit()
 
 
+def check_elastic(config: RunConfig, least: int) -> None:
+    """Refuse a range of workers of which one could not share out the batch: Ray Train takes any number in between.
+
+    Raises:
+        InputError: `least` is not between 1 and `config.workers`, or a number from there on does not divide the batch.
+    """
+    if not 1 <= least <= config.workers:
+        raise InputError(
+            "workers at least",
+            found=least,
+            rule=f"the run has {config.workers} workers, and may go on with fewer",
+            remedy=f"give a number from 1 to {config.workers}",
+        )
+    for workers in range(least, config.workers):
+        try:
+            config.at("workers", workers)
+        except ValueError as error:
+            raise InputError(
+                "workers at least",
+                found=f"{least}, where {workers} workers cannot share out the run ({error})",
+                rule="an elastic run may get any number of workers from the least on",
+                remedy=f"give {config.workers}, or a batch that every number from {least} to {config.workers} divides",
+            ) from error
+
+
 def _worker(job: dict[str, Any]) -> None:
     """What each rank runs, inside the process group that Ray Train has formed."""
     torch.set_num_threads(max(1, int(job["share"].cpus)))
     config = RunConfig.from_dict(job["config"])
-    for progress in launch(Path(job["folder"]), config, job["store"], device=get_device(), ranks=Ranks()):
+    wishes = {"keeping": job["keeping"], "elastic": job["elastic"]}
+    for progress in launch(Path(job["folder"]), config, job["store"], device=get_device(), ranks=Ranks(), **wishes):
         if progress.looked:
             ray.train.report(report(progress.step, progress.signals, progress.stability))
 
