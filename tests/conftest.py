@@ -13,5 +13,5 @@ import pytest
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Name each test's group."""
     for item in items:
-        group = "ray" if "launch" in item.path.parts else str(item.path)
+        group = "ray" if {"launch", "cluster"} & set(item.path.parts) else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))

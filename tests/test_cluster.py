@@ -1,7 +1,9 @@
 """The cluster file is one that Ray accepts, says why it is as it is, and opens nothing to the outside."""
 
 import copy
+import inspect
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import jsonschema  # type: ignore[import-untyped]
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+
+from equipoise.record import Record
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "ray_cluster.yaml"
@@ -69,6 +73,21 @@ def test_every_start_asks_for_the_token_and_for_the_first_autoscaler(cluster: di
         assert "--num-gpus" not in command
         assert "--disable-usage-stats" in command
     assert "~/.ray/auth_token" in cluster["file_mounts"]
+
+
+def test_a_machine_that_is_gone_is_given_up_before_the_next_writer_loses_patience(
+    cluster: dict[str, Any],
+) -> None:
+    head, worker = started(cluster)
+
+    def setting(command: str, name: str) -> int:
+        return int(re.findall(rf"\bRAY_{name}=(\d+) ", command)[0])
+
+    checks = setting(head, "health_check_failure_threshold")
+    seconds = checks * (setting(head, "health_check_timeout_ms") / 1000 + 3)  # Ray's period
+    patience = inspect.signature(Record.locked).parameters["patience"].default
+    assert seconds <= patience
+    assert setting(worker, "gcs_rpc_server_reconnect_timeout_s") <= patience
 
 
 def test_the_head_starts_at_the_address_by_which_it_is_reached(cluster: dict[str, Any]) -> None:
