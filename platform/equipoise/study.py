@@ -18,14 +18,17 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equipoise import search
 from equipoise.config import RunConfig
 from equipoise.config_base import Leaf
 from equipoise.record import Record
 from equipoise.search import ObjectiveName, Space
+from equipoise.seeds import OverSeeds
 from slicestore.errors import InputError
+
+PrunerName = Literal["asha", "median", "none"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +60,17 @@ class Study:
     """Points to judge, `first` included."""
     seed: int = 0
     """Seed of the search."""
+    seeds: int = 1
+    """Runs of a point, which differ in their seed: `run.seed` and those that follow it."""
+    over_seeds: OverSeeds = "worst"
+    """By what several seeds' S are one: the worst, or the 20 % quantile. Dice is their mean."""
+    sampler: str = "TPESampler"
+    """Optuna's sampler that proposes points, by the name of its class."""
+    pruner: PrunerName = "asha"
+    """What stops a run that falls behind in Dice x S: asynchronous halving, the median of the others, or nothing."""
+    pareto: bool = False
+    """Whether Dice and S are two objectives, and runs are stopped by the monitor alone; else Dice is maximised among
+    points with an S of `feasible`."""
 
     def __post_init__(self) -> None:
         """Find mistakes before an hour is spent.
@@ -70,6 +84,10 @@ class Study:
             raise InputError("points", found=self.points, rule="a study judges at least one", remedy="give 1 or more")
         if not 0 <= self.feasible <= 1:
             raise ValueError(f"feasible = {self.feasible}: the stability S lies in [0, 1]")
+        if self.seeds < 1:
+            raise InputError("seeds", found=self.seeds, rule="a point is run at least once", remedy="give 1 or more")
+        if self.seeds > 1 and any("seed" in point for point in (self.space, *self.first)):
+            raise ValueError(f"seeds = {self.seeds}: seeds are given or searched already, a run each")
         if self.labels and len(set(self.labels)) != len(self.first):
             raise ValueError(f"{len(self.first)} controls have {len(set(self.labels))} different labels")
         made: dict[RunConfig, int] = {}
@@ -93,8 +111,14 @@ class Study:
         return self.points > len(self.first)
 
     def names(self) -> dict[RunConfig, str]:
-        """What the controls that have labels are called, by their settings."""
-        return {self.run.having(point): label for point, label in zip(self.first, self.labels, strict=False)}
+        """What the runs of controls that have labels are called, by their settings."""
+        named = zip(self.first, self.labels, strict=False)
+        return {run: label for point, label in named for run in self.runs(point)}
+
+    def runs(self, point: Mapping[str, Leaf]) -> list[RunConfig]:
+        """The runs by which a point is judged, one a seed."""
+        run = self.run.having(point)
+        return [run.at("seed", run.seed + n) for n in range(self.seeds)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for study.json."""

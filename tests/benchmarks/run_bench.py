@@ -12,7 +12,7 @@ from equipoise.config import PUBLISHED, RunConfig
 from equipoise.launch.cluster import Share, connect, room
 from equipoise.launch.conduct import synthetic_store
 from equipoise.launch.ray_train import train
-from equipoise.launch.ray_tune import search_points
+from equipoise.launch.ray_tune import Terms, search_points
 from equipoise.search import Range
 from equipoise.study import Study, StudyFolder
 from slicestore.store import Store
@@ -28,7 +28,7 @@ def run(scratch: Path) -> Iterator[Result]:
     folder = StudyFolder.create(scratch / "bench", study, "bench", {})
     with connect(None):
         slots = room(Share(), 1)
-        wall = seconds(lambda: search_points(folder, study, store, Share()))
+        wall = seconds(lambda: search_points(folder, study, store, Terms(share=Share(), slots=slots)))
         trained = Account.of(folder.records()).seconds
         each = (wall * slots - trained) / study.points
         yield Result("run.overhead_seconds", each, "s", "its training", f"8 runs, {slots} at a time, workers kept warm")

@@ -6,6 +6,7 @@ Knows Ray's start-up and resources; knows nothing of studies.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -66,22 +67,29 @@ def connect(address: str | None) -> Iterator[None]:
 
 
 def room(share: Share, workers: int) -> int:
-    """Runs of `workers` workers that the cluster holds at once.
+    """Runs of `workers` workers that the cluster holds at once. A worker has its whole share on one machine.
 
     Raises:
         InputError: not one.
     """
-    total = ray.cluster_resources()
-    wants = {resource: amount * workers for resource, amount in share.resources().items()}
-    fits = int(min(total.get(resource, 0) / amount for resource, amount in wants.items()))
-    if fits < 1:
+    wants = share.resources()
+    machines: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    held = sum(
+        min(math.floor(machine.get(resource, 0) / amount + 1e-9) for resource, amount in wants.items())
+        for machine in machines
+    )
+    if held < workers:
+        total = {resource: sum(machine.get(resource, 0) for machine in machines) for resource in wants}
         raise InputError(
             "cluster",
-            found=", ".join(f"{total.get(resource, 0):g} {resource}" for resource in wants),
-            rule=f"a run of {workers} workers takes " + ", ".join(f"{n:g} {resource}" for resource, n in wants.items()),
-            remedy="ask for fewer workers a run, for less a worker, or add machines",
+            found=", ".join(f"{amount:g} {resource}" for resource, amount in total.items())
+            + (f" on {len(machines)} machines" if len(machines) > 1 else ""),
+            rule=f"a run of {workers} workers takes {workers} times "
+            + ", ".join(f"{amount:g} {resource}" for resource, amount in wants.items()),
+            remedy="ask for fewer workers a run, for less a worker, or add machines; where they are started on demand, "
+            "say with --concurrent how many runs there may be",
         )
-    return fits
+    return held // workers
 
 
 def _reach(address: str) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -23,13 +26,18 @@ from rich.console import Console
 
 from equipoise.account import Account
 from equipoise.batches import Cohort
+from equipoise.keeping import Keeping
+from equipoise.launch import samplers
 from equipoise.launch.cluster import Share, connect, room
+from equipoise.launch.journal import database
 from equipoise.launch.ledger import Ledger
-from equipoise.launch.ray_train import train
-from equipoise.launch.ray_tune import search_points
+from equipoise.launch.ray_train import check_elastic, train
+from equipoise.launch.ray_tune import Terms, search_points
 from equipoise.record import CONFIRM, Record
 from equipoise.report import write_report
-from equipoise.study import Study, StudyFolder
+from equipoise.seeds import OverSeeds
+from equipoise.sessions import Session, sessions
+from equipoise.study import PrunerName, Study, StudyFolder
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
@@ -70,8 +78,34 @@ class Options:
     """CPU cores of a worker."""
     gpus_per_worker: float | None = None
     """GPUs of a worker; .25 packs four runs on a card. Without it: 1 where the cluster has GPUs, else 0."""
+    least_workers_per_run: int | None = None
+    """Processes with which a run goes on when machines are lost; without it, it waits until it has all of them."""
+    concurrent: int | None = None
+    """Runs at once; by default as many as the cluster holds when the study starts. Needed where machines are started on
+    demand, together with --gpus-per-worker."""
     address: str | None = None
     """Ray cluster to use ("auto" on a machine of it). Without one, Ray starts here, on loopback."""
+    seeds: int | None = None
+    """Runs of a point, which differ in their seed; a point's S is that of its worst, its Dice their mean."""
+    over_seeds: OverSeeds | None = None
+    """worst, or q20: the 20 % quantile of the seeds' S instead of the worst."""
+    sampler: str | None = None
+    """Optuna's sampler that proposes points, by the name of its class; TPESampler by default."""
+    pruner: PrunerName | None = None
+    """What stops runs that fall behind in Dice x S: asha (default), median, or none."""
+    pareto: bool = False
+    """Search for points that nothing beats in both Dice and S, instead of the best Dice with an S of .9; runs are then
+    stopped by the monitor alone."""
+    storage: str | None = None
+    """Database of the points, such as postgresql+psycopg://user@host/name, for drivers on several machines; by default
+    a journal in the study's folder. Its password belongs into PGPASSWORD or ~/.pgpass."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, beside those at evaluations."""
+    checkpoints_kept: int = 2
+    """Newest checkpoints that stay."""
+    copies: str | None = None
+    """A folder (another disk, NFS) or s3://bucket/prefix that gets a copy of every run, checkpoints included, from
+    which a run goes on should its own folder be lost. Panels, which show patients' slices, are part of it."""
     wandb: WandbMode | None = None
     """online, offline or disabled. Without it: online where there is a key, else offline."""
     wandb_images: bool = False
@@ -124,12 +158,21 @@ def main(
 
 @contextmanager
 def mistakes_told() -> Iterator[None]:
-    """Tell a user's mistake without a traceback, and exit with 2."""
+    """Tell a user's mistake without a traceback, and exit with 2; with 130 after Ctrl-C, or what a scheduler sends."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     except InputError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped: add --resume to continue", highlight=False)
+        sys.exit(130)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM, by which Slurm and Kubernetes take a machine away, stops a study as Ctrl-C does."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, heads: Heads = HEADS) -> StudyFolder:
@@ -145,30 +188,91 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
         raise InputError(
             "points", found=options.points, rule=f"{study.name} has {study.points} points", remedy="leave --points out"
         )
+    _checked(study, options)
     store = Place.at(options.store or synthetic_store(options.results, *heads)).url
     study = _bound(study, Store.open(store))
     if folder is not None:
         folder.agree(study)
-    confirm = options.confirm_workers if options.confirm_workers is not None else 2 * study.searches
     with connect(options.address):
-        share = Share.here(options.cpus_per_worker, options.gpus_per_worker)
-        for workers in (study.run.workers, confirm or 1):
-            room(share, workers)  # before anything is written
+        share, slots = _placed(study, options)
         command = shlex.join(["python", *sys.argv])
         folder = folder or StudyFolder.create(_fresh(options, study), study, command, _saved(options))
         console.print(f"{study.name}: {study.question}", highlight=False)
         console.print(f"{study.points} points of {study.run.steps} steps into {folder.folder}", soft_wrap=True)
-        with Watcher(folder.records, _trackers(console, folder, study, options)):
-            ledger = search_points(folder, study, store, share)
-            if ledger.unfinished:
-                console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
-                raise SystemExit(130)
-            _confirm(folder, ledger, store, share, confirm)
+        with Session.start(folder.folder, slots=slots, workers=study.run.workers, gpus=share.gpus) as session:
+            terms = _terms(options, folder, share, slots, session.id)
+            watched = partial(_watched, folder, session.id)
+            with Watcher(watched, _trackers(console, folder, study, options)):
+                ledger = search_points(folder, study, store, terms)
+                if ledger.unfinished:
+                    _leave(console, folder, ledger, session.id)
+                _confirm(folder, ledger, store, terms, _confirming(study, options))
     write_report(folder)
     if tell is not None:
         tell(folder, console)
     _say(console, folder, ledger, time.monotonic() - began)
     return folder
+
+
+def _leave(console: Console, folder: StudyFolder, ledger: Ledger, session: str) -> None:
+    """Say what happens to points that have not ended, and leave.
+
+    Raises:
+        SystemExit: always: 0 where another session is at work on them, else 130, as of what was interrupted.
+    """
+    if any(other.alive for other in sessions(folder.folder) if other.id != session):
+        console.print(f"{ledger.unfinished} points are left to the other session, which will confirm and report")
+        raise SystemExit(0)
+    console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
+    raise SystemExit(130)
+
+
+def _confirming(study: Study, options: Options) -> int:
+    """Workers of the run that confirms the best point; 0 for none."""
+    return options.confirm_workers if options.confirm_workers is not None else 2 * study.searches
+
+
+def _checked(study: Study, options: Options) -> None:
+    """Refuse what can be found wrong without a store or a cluster, before anything is written.
+
+    Raises:
+        InputError: the sampler cannot serve the study, a number of workers or runs cannot be, the database does not
+            answer, or there is no such place for copies.
+    """
+    samplers.check(study)
+    if options.storage is not None:
+        database(options.storage)
+    if options.least_workers_per_run is not None:
+        check_elastic(study.run, options.least_workers_per_run)
+    if options.concurrent is not None and options.concurrent < 1:
+        raise InputError("--concurrent", found=options.concurrent, rule="runs are done", remedy="give 1 or more")
+    Keeping(every=options.checkpoint_every, kept=options.checkpoints_kept, copies=options.copies or "")
+
+
+def _placed(study: Study, options: Options) -> tuple[Share, int]:
+    """What each worker gets, and how many runs are done at once.
+
+    Raises:
+        InputError: the cluster cannot hold a run, and was not said to grow.
+    """
+    share = Share.here(options.cpus_per_worker, options.gpus_per_worker)
+    if options.concurrent is not None:
+        return share, options.concurrent
+    room(share, _confirming(study, options) or 1)
+    return share, room(share, options.least_workers_per_run or study.run.workers)
+
+
+def _terms(options: Options, folder: StudyFolder, share: Share, slots: int, session: str) -> Terms:
+    copies = f"{options.copies.rstrip('/')}/{folder.id}" if options.copies else ""
+    keeping = Keeping(every=options.checkpoint_every, kept=options.checkpoints_kept, copies=copies, session=session)
+    return Terms(share=share, slots=slots, least=options.least_workers_per_run, keeping=keeping, url=options.storage)
+
+
+def _watched(folder: StudyFolder, session: str) -> list[Record]:
+    """The records that this session follows: all but those at which another one is at work."""
+    others = {other.id for other in sessions(folder.folder) if other.id != session and other.alive}
+    records = folder.records()
+    return [r for r in records if not others or not (r.attempts and r.attempts[-1].session in others)]
 
 
 def _declared(declare: Declare, options: Options) -> Study:
@@ -177,8 +281,11 @@ def _declared(declare: Declare, options: Options) -> Study:
     Raises:
         InputError: one of its runs cannot be.
     """
+    searched = ("seeds", "over_seeds", "sampler", "pruner")
+    given = {name: value for name in searched if (value := getattr(options, name)) is not None}
     try:
-        return declare(options)
+        study = declare(options)
+        return dataclasses.replace(study, **given, pareto=options.pareto or study.pareto)
     except InputError:
         raise
     except (ValueError, KeyError) as error:
@@ -271,16 +378,16 @@ def _fresh(options: Options, study: Study) -> Path:
     return next(f for f in taken if not f.exists())
 
 
-def _confirm(folder: StudyFolder, ledger: Ledger, store: str, share: Share, workers: int) -> None:
+def _confirm(folder: StudyFolder, ledger: Ledger, store: str, terms: Terms, workers: int) -> None:
     """Run the best point once more, with a new seed and over several workers: does it hold?"""
     best = ledger.best()
     if best is None or not workers:
         return
     config = Record(folder.runs / best).config
-    config = config.at("seed", config.seed + 1).at("workers", workers)
+    config = config.at("seed", config.seed + ledger.study.seeds).at("workers", workers)
     run = folder.runs / f"{CONFIRM}-{config.fingerprint[:8]}"
     if Record(run).verdict is None:
-        train(run, config, store, share)
+        train(run, config, store, terms.share, keeping=terms.keeping)
 
 
 def _say(console: Console, folder: StudyFolder, ledger: Ledger, seconds: float) -> None:

@@ -1,9 +1,10 @@
-"""A study's points in Optuna's journal, each in the state it deserves.
+"""A study's points in Optuna's storage, each in the state it deserves.
 
 Knows ask, report, prune and tell, and what a verdict is told as; knows nothing of Ray.
 
-The journal is the only memory of a search: sampler and pruner read it, so a killed study loses nothing. A point whose
-trial was left RUNNING by a killed driver is adopted before anything new is asked, and its run continues in its folder.
+The storage is the only memory of a search: sampler and pruner read it, so a killed study loses nothing. A point whose
+trial was left RUNNING by a session that has ended is adopted before anything new is asked, and its runs continue in
+their folders; that of a session that lives is left to it, so that several may work on one study.
 
 | the run | Optuna is told |
 |---|---|
@@ -14,102 +15,130 @@ towards it |
 | stopped by the pruner | PRUNED, with its intermediate values |
 | lost to infrastructure, retries spent | FAIL |
 
+A point of several seeds is told once, when all have ended or nothing can make it feasible any more (`seeds`): its
+first seed is compared with other points and may be stopped, those that follow run to their end.
+
 Every point keeps all it sets as the user attribute `point`, implied settings included. A control that the space does
 not hold has no parameters: a sampler would blame what it searches for what it does not.
 """
 
 from __future__ import annotations
 
+import fcntl
+import math
 import warnings
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import zip_longest
-from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.trial import FrozenTrial, TrialState
 
-from equipoise import search
+from equipoise import search, seeds
 from equipoise.config import RunConfig
+from equipoise.launch import samplers
+from equipoise.launch.journal import name_in, storage
 from equipoise.monitor import Horizon, Verdict
 from equipoise.record import Record
 from equipoise.search import Point
+from equipoise.sessions import alive
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 
 REDUCTION = 2
 """Of the runs that reach a rung, the better half goes on."""
-STARTUP = 16
-"""Points drawn at random before TPE has its say; at most half of the study."""
-
-
-def journal(path: Path) -> JournalStorage:
-    """The journal as Optuna's storage. Its lock lapses after 30 s, should a killed process have held it."""
-    return JournalStorage(JournalFileBackend(str(path)))
+COMPARED = 4
+"""Points that must be complete before one is stopped for falling behind their median."""
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A point to run."""
+    """A run of a point."""
 
     number: int
     """Of the point in the study."""
     name: str
     """Of the run's folder."""
     config: RunConfig
+    races: bool = True
+    """Whether it may be stopped for its Dice: a control may not, nor a point's second seed."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A point that has been given out and not been told."""
+
+    trial: optuna.trial.Trial
+    runs: list[Assignment]
+    """One a seed."""
+    heard: set[int]
+    """Steps that Optuna has been told of."""
+    ended: list[seeds.Ended] = field(default_factory=list)
+    """How its first runs ended."""
+
+    def next(self) -> Assignment:
+        """The first run that has not ended."""
+        return self.runs[len(self.ended)]
 
 
 class Ledger:
     """Asks for points and tells how they fared."""
 
-    def __init__(self, folder: StudyFolder, study: Study) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def __init__(self, folder: StudyFolder, study: Study, *, session: str = "", url: str | None = None) -> None:
+        """Open the study's storage, or start it.
+
+        Args:
+            folder: the study's.
+            study: its declaration.
+            session: who asks; see `sessions`.
+            url: a database to keep points in, instead of the folder's journal.
+
+        Raises:
+            InputError: its sampler cannot serve it, or the database does not answer.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # some samplers warn of every point that is conditional
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        self.folder, self.study = folder, study
-        storage = journal(folder.journal)
-        known = study.name in optuna.get_all_study_names(storage)
-        self._optuna = optuna.create_study(
-            storage=storage,
-            study_name=study.name,
-            direction="maximize",
-            load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(
-                multivariate=True,
-                group=True,
-                constant_liar=True,
-                n_startup_trials=min(STARTUP, study.points // 2),
-                seed=study.seed + (len(self._trials(storage)) if known else 0),
-            ),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(
-                min_resource=_first_rung(study.run), reduction_factor=REDUCTION
-            ),
-        )
-        if not known:
-            self._optuna.set_user_attr("question", study.question)
-            self._enqueue(study)
-        self._orphans = deque(t.number for t in self._optuna.get_trials(states=(TrialState.RUNNING,)))
-        self._open: dict[int, optuna.trial.Trial] = {}
+        self.folder, self.study, self._session = folder, study, session
+        samplers.check(study)
+        where, name = storage(folder, url), name_in(folder, url)
+        with self._alone():
+            known = name in optuna.get_all_study_names(where)
+            self._optuna = optuna.create_study(
+                storage=where,
+                study_name=name,
+                directions=["maximize"] * (1 + study.pareto),
+                load_if_exists=True,
+                pruner=_pruner(study),
+            )
+            if not known:
+                self._optuna.set_user_attr("question", study.question)
+                self._enqueue(study)
+        self._open: dict[int, _Open] = {}
+        self._more: deque[Assignment] = deque()
         pruned = self._optuna.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
         self._stopped = [Record(folder.runs / str(t.user_attrs["run"])) for t in pruned]
 
     def ask(self) -> Assignment | None:
-        """The next point: first those a killed driver left behind, then new ones; None when all are asked."""
+        """The next run: seeds of points at work, then points that a dead session left, then new ones.
+
+        None when there is nothing to start now; `waiting` tells whether there may be later.
+        """
         self.settle(patience=0)
-        if self._orphans:
-            number = self._orphans.popleft()
-            trial = optuna.trial.Trial(self._optuna, self._optuna.trials[number]._trial_id)
-        elif self.asked < self.study.points:
-            trial = self._optuna.ask()
-        else:
-            return None
-        config = self.study.run.having(self._point(trial))
-        name = f"{trial.number:04d}-{config.fingerprint[:8]}"
-        trial.set_user_attr("run", name)
-        self._open[trial.number] = trial
-        return Assignment(trial.number, name, config)
+        while not self._more:
+            with self._alone():
+                trial = self._left() or self._fresh()
+                if trial is None:
+                    return None
+                self._take(trial)
+        return self._more.popleft()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a point at work may ask for another seed."""
+        return self.study.seeds > 1 and bool(self._open)
 
     @property
     def asked(self) -> int:
@@ -127,32 +156,34 @@ class Ledger:
         """Points that were lost to infrastructure."""
         return len(self._optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)))
 
-    def hear(self, number: int, step: int, quality: float | None, stability: float) -> bool:
+    def hear(self, run: Assignment, step: int, quality: float | None, stability: float) -> bool:
         """Note a run's Dice x S so far; whether it should stop, being worse than most at this step.
 
-        A study's first points are its controls, such as published settings: they run to their end or divergence.
+        A Dice that is not finite is noted as such, and stops a run at the next step at which runs are compared.
         """
-        if quality is None:
+        point = self._open[run.number]
+        if quality is None or self.study.pareto or run is not point.runs[0] or step in point.heard:
             return False
-        trial = self._open[number]
-        trial.report(quality * stability, step)
-        worse = trial.should_prune()  # asked for controls too: the pruner compares others with what it has been asked
-        return worse and number >= len(self.study.first)
+        point.heard.add(step)
+        point.trial.report(quality * stability, step)
+        if not math.isfinite(quality * stability):
+            return run.races and self.study.pruner != "none" and step >= _first_rung(self.study.run)
+        worse = point.trial.should_prune()  # asked for controls too: the pruner compares others with those it has seen
+        return worse and run.races
 
-    def close(self, number: int, name: str) -> None:
+    def close(self, run: Assignment) -> None:
         """Tell how a run ended that no error ended; one without a verdict was stopped by the pruner."""
-        record, trial = Record(self.folder.runs / name), self._open.pop(number)
+        record, point = Record(self.folder.runs / run.name), self._open[run.number]
         verdict = record.verdict
         if verdict is None:
-            trial.set_user_attr("verdict", "censored")
+            del self._open[run.number]
+            point.trial.set_user_attr("verdict", "censored")
             self._stopped.append(record)
-            self._tell(trial, TrialState.PRUNED)
+            self._optuna.tell(point.trial, state=TrialState.PRUNED)
             return
-        self._describe(trial, verdict)
-        trial.set_constraint("stability", search.violation(verdict, self.study.feasible))
-        self._tell(trial, TrialState.COMPLETE, search.value(verdict, self._quality(record)))
+        self._note(point, verdict, record)
 
-    def settle(self, patience: float = 60.0) -> None:
+    def settle(self, patience: float = 180.0) -> None:
         """Write the verdict of runs that were stopped, once their workers have let go of the record.
 
         Args:
@@ -168,18 +199,76 @@ class Ledger:
                 continue
         self._stopped = [r for r in self._stopped if r.verdict is None]
 
-    def fail(self, number: int) -> None:
-        """Tell that infrastructure failed a run for good; a study never holds that against the settings."""
-        trial = self._open.pop(number)
+    def fail(self, run: Assignment, why: str = "") -> None:
+        """Tell that a run was lost for good, to its machines or a mistake; that is never held against the settings."""
+        trial = self._open.pop(run.number).trial
         trial.set_user_attr("verdict", "infrastructure failure")
-        self._tell(trial, TrialState.FAIL)
+        if why:
+            trial.set_user_attr("why", why)
+        self._optuna.tell(trial, state=TrialState.FAIL)
 
     def best(self) -> str | None:
-        """Name of the run to confirm: the highest Dice among feasible points, else the highest Dice x S."""
+        """Name of the run to confirm: of the feasible point of the highest Dice, else of the highest Dice x S."""
         done = self._optuna.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        records = [Record(self.folder.runs / str(t.user_attrs["run"])) for t in done]
-        best = max(records, key=lambda r: search.rank(_verdict(r), self._quality(r), self.study.feasible), default=None)
-        return best.name if best else None
+        best = max(done, key=lambda t: tuple(t.user_attrs["rank"]), default=None)
+        return str(best.user_attrs["run"]) if best else None
+
+    def _take(self, trial: optuna.trial.Trial) -> None:
+        """Make a trial's point one of ours. What has ended of it already, before a kill, is told again."""
+        trial.set_user_attr("session", self._session)
+        runs = self.study.runs(self._point(trial))
+        races = trial.number >= len(self.study.first)
+        given = [
+            Assignment(trial.number, f"{trial.number:04d}-{run.fingerprint[:8]}", run, races and nth == 0)
+            for nth, run in enumerate(runs)
+        ]
+        trial.set_user_attr("run", given[0].name)
+        heard = set(self._optuna._storage.get_trial(trial._trial_id).intermediate_values)
+        point = self._open[trial.number] = _Open(trial, given, heard)
+        self._more.append(given[0])
+        for run in given[:-1]:  # the last is given out even if it has ended: a study of one seed needs no second way
+            record = Record(self.folder.runs / run.name)
+            if (verdict := record.verdict) is None or verdict.kind == "censored":
+                break
+            self._more.clear()
+            self._note(point, verdict, record)
+
+    def _note(self, point: _Open, verdict: Verdict, record: Record) -> None:
+        """A seed's run has ended: give out the next, or tell the point."""
+        study = self.study
+        point.ended.append((verdict, self._quality(record)))
+        if seeds.undecided(point.ended, study.seeds, study.feasible, study.over_seeds):
+            self._more.append(point.next())
+            return
+        whole, dice = seeds.joined(point.ended, study.over_seeds) if study.seeds > 1 else point.ended[0]
+        trial = self._open.pop(point.trial.number).trial
+        self._describe(trial, whole, dice)
+        values = [search.value(whole, dice)]
+        if study.pareto:
+            values.append(whole.stability or 0.0)
+        else:
+            trial.set_constraint("stability", search.violation(whole, study.feasible))
+        self._optuna.tell(trial, values)
+
+    def _left(self) -> optuna.trial.Trial | None:
+        """A point that a session which has ended left unfinished."""
+        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            session = str(trial.user_attrs.get("session", ""))
+            ours = session == self._session and trial.number in self._open
+            others = session != self._session and alive(self.folder.folder, session)
+            if not ours and not others:
+                return optuna.trial.Trial(self._asking(trial.number), trial._trial_id)
+        return None
+
+    def _fresh(self) -> optuna.trial.Trial | None:
+        number = self.asked
+        return self._asking(number).ask() if number < self.study.points else None
+
+    def _asking(self, number: int) -> optuna.Study:
+        """The study with the sampler that proposes this point."""
+        study = self.study
+        self._optuna.sampler = samplers.sampler(study.sampler, seed=study.seed, number=number, points=study.points)
+        return self._optuna
 
     def _enqueue(self, study: Study) -> None:
         """Put the controls in front: all of them, should more points be asked for when the study is resumed."""
@@ -200,9 +289,10 @@ class Ledger:
 
     def _quality(self, record: Record) -> float:
         """The Dice that a run ended with; NaN where its end could not be measured."""
-        return record.rows()[-1].get(f"quality/{self.study.objective}", float("nan"))
+        rows = record.rows()
+        return rows[-1].get(f"quality/{self.study.objective}", float("nan")) if rows else float("nan")
 
-    def _describe(self, trial: optuna.trial.Trial, verdict: Verdict) -> None:
+    def _describe(self, trial: optuna.trial.Trial, verdict: Verdict, dice: float) -> None:
         """As user attributes too: the dashboard shows these."""
         for key, value in (
             ("verdict", verdict.kind),
@@ -210,26 +300,30 @@ class Ledger:
             ("stability", verdict.stability),
             ("steps", verdict.step),
             ("sentence", verdict.sentence()),
+            ("rank", search.rank(verdict, dice, self.study.feasible)),
         ):
             trial.set_user_attr(key, value)
 
-    def _tell(self, trial: optuna.trial.Trial, state: TrialState, value: float | None = None) -> None:
-        self._optuna.tell(trial, value, state=state)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only session that takes points: counting them and asking for one more must be one act."""
+        with open(self.folder.folder / ".asking", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
-    def _trials(self, storage: JournalStorage) -> Sequence[optuna.trial.FrozenTrial]:
-        return storage.get_all_trials(storage.get_study_id_from_name(self.study.name), deepcopy=False)
+
+def states(folder: StudyFolder, url: str | None = None) -> list[FrozenTrial]:
+    """Every point that Optuna knows of, in order."""
+    return optuna.load_study(study_name=name_in(folder, url), storage=storage(folder, url)).get_trials(deepcopy=False)
 
 
-def _verdict(record: Record) -> Verdict:
-    verdict = record.verdict
-    if verdict is None:
-        raise InputError(
-            record.folder,
-            found="no verdict.json",
-            rule="a point that the journal calls complete has one",
-            remedy="restore the run's folder, or start a new study",
-        )
-    return verdict
+def _pruner(study: Study) -> BasePruner:
+    first = _first_rung(study.run)
+    if study.pareto or study.pruner == "none":
+        return NopPruner()
+    if study.pruner == "median":
+        return MedianPruner(n_startup_trials=COMPARED, n_warmup_steps=first)
+    return SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
 
 
 def _first_rung(run: RunConfig) -> int:

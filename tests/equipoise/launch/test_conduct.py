@@ -11,7 +11,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from equipoise.launch.ledger import journal
+from equipoise.launch.journal import journal
 from equipoise.record import Record
 from equipoise.study import StudyFolder
 from equipoise.wandb_file import history, summary
@@ -140,7 +140,7 @@ def test_a_study_killed_half_way_resumes_and_accounts_for_every_run_once(
         (["--points", "0"], "points: found 0; a study judges at least one. Remedy: give 1 or more."),
         (["--resume"], "found no study; --resume continues one"),
         (["--address", "127.0.0.1:1"], "a Ray cluster listens at the address"),
-        (["--workers-per-run", "2", "--cpus-per-worker", "400"], "a run of 2 workers takes 800 CPU"),
+        (["--workers-per-run", "2", "--cpus-per-worker", "400"], "a run of 2 workers takes 2 times 400 CPU"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_told_without_a_traceback(
