@@ -28,6 +28,7 @@ from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
 from equipoise.store_cli import Work, describe, later, shown, spread_here, store, volumes_table
 from equipoise.study import StudyFolder, latest_study
+from equipoise.study_cli import study
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
 from slicestore.errors import InputError
@@ -190,9 +191,9 @@ def report(folder: Annotated[Path | None, Positional[Path | None]] = None, /, re
     """
     from equipoise.report import write_report
 
-    study = StudyFolder.open(folder) if folder else latest_study(results)
-    write_report(study)
-    Console().print(study.report, soft_wrap=True)
+    found = StudyFolder.open(folder) if folder else latest_study(results)
+    write_report(found)
+    Console().print(found.report, soft_wrap=True)
 
 
 def dashboard(
@@ -286,7 +287,7 @@ def _can(setting: str, value: bool | str) -> str:
     return "yes"
 
 
-COMMANDS = {c.__name__: later(c) for c in (prepare, store, phantom, train, report, dashboard, diagnose, doctor)}
+COMMANDS = {c.__name__: later(c) for c in (prepare, store, phantom, train, study, report, dashboard, diagnose, doctor)}
 Settings = TypeVar("Settings")
 
 

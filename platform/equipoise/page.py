@@ -127,6 +127,7 @@ button:focus-visible { outline: 2px solid #3f74b5; outline-offset: 2px; }
 .runs th[aria-sort=descending] button::after { content: " ↓"; }
 .runs .sentence td { padding-top: 0; color: var(--soft); white-space: normal; font-size: 13px; }
 .verdict { color: var(--kind); font-weight: 600; }
+.plain thead th { white-space: normal; }
 .plain th[scope=row] { font-weight: 400; }
 .plain tbody tr { border-bottom: 1px solid var(--line); }
 .plain .all > :is(th, td) { font-weight: 600; }

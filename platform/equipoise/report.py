@@ -19,13 +19,15 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from equipoise import curves, figures, search
-from equipoise.account import Account
+from equipoise import curves, figures, search, seeds
+from equipoise.account import Account, accounts
 from equipoise.config_base import Leaf
 from equipoise.figures import LOOKS, Figure, Run, words
-from equipoise.page import NOTHING, duration, folded, key, number, page, section, table
+from equipoise.page import NOTHING, folded, key, number, page, section, table
 from equipoise.record import Record
 from equipoise.search import Choice, Dimension, Fixed, cases
+from equipoise.seeds import Ended
+from equipoise.sessions import sessions
 from equipoise.study import Study, StudyFolder
 
 _VERDICTS = """<p class="note"><b>stable</b>: lived to its last step, and no critic won. <b>blurry</b>: so too, but its
@@ -39,6 +41,12 @@ _PANELS = (
     "From top to bottom: x_s source, y_s its mask; x_st translated to the target's looks, mask_st predicted on it; "
     "x_sts back again; x_t target, mask_t predicted on it; x_ts translated to the source's looks; x_tst back again. "
     "Pixels that are not finite are magenta."
+)
+_COST = (
+    "Time is the wall time of training steps, times workers and the GPUs that each has, if any. Saved is what stopping "
+    "early spared, at each run's own pace: at the alarm of runs that failed, and by the pruner of those whose Dice × S "
+    "fell behind. Lost is what no checkpoint held when a process or machine failed, so that it was done again. A "
+    "confirmation is counted too."
 )
 
 
@@ -55,7 +63,7 @@ def write_report(folder: StudyFolder) -> Path:
         _summary(study, runs, best),
         _table(study, runs, best),
         _figures(study, runs, best),
-        _cost(records, runs),
+        _cost(folder, records),
         _pictures(folder, runs, best),
         _settings(study),
         _environment(records),
@@ -71,31 +79,56 @@ def write_report(folder: StudyFolder) -> Path:
     return folder.report
 
 
-def best_point(runs: Iterable[Run], study: Study) -> Run | None:
-    """The point that is confirmed: of those that no pruner stopped the feasible one of the highest Dice.
+def by_point(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs of each point, a seed each, by their seeds; confirmations are of none."""
+    points: dict[str, list[Run]] = {}
+    for run in sorted((run for run in runs if not run.confirms), key=lambda run: run.config.seed):
+        points.setdefault(run.name.partition("-")[0], []).append(run)
+    return [points[number] for number in sorted(points)]
 
-    Without a feasible point it is the one of the highest Dice x S.
+
+def judgement(point: Sequence[Run], study: Study) -> Ended | None:
+    """The verdict on a point of these runs, and its Dice, joined over seeds; NaN where that could not be measured.
+
+    None of a point that a pruner stopped, and while a run goes on or another seed is wanted.
     """
-    done = [run for run in runs if run.kind not in ("censored", "unfinished") and not run.confirms]
-    return max(done, key=lambda run: _score(run, study), default=None)
+    ended = [(run.verdict, _last_dice(run, study)) for run in point if run.verdict and run.kind != "censored"]
+    if len(ended) < len(point) or seeds.undecided(ended, study.seeds, study.feasible, study.over_seeds):
+        return None
+    return seeds.joined(ended, study.over_seeds) if study.seeds > 1 else ended[0]
 
 
-def _score(run: Run, study: Study) -> tuple[bool, float]:
-    assert run.verdict is not None
-    dice = run.rows[-1].get(f"quality/{study.objective}", math.nan) if run.rows else math.nan
-    return search.rank(run.verdict, dice, study.feasible)
+def best_point(runs: Iterable[Run], study: Study) -> Run | None:
+    """The point that is confirmed, by the run of its first seed: the feasible one of the highest Dice.
+
+    Without a feasible point it is the one of the highest Dice x S. One that a pruner stopped is none of them.
+    """
+    scored = [
+        (search.rank(*told, study.feasible), point[0])
+        for point in by_point(runs)
+        if (told := judgement(point, study)) is not None
+    ]
+    return max(scored, key=lambda one: one[0], default=(None, None))[1]
+
+
+def ended(point: Sequence[Run], study: Study) -> bool:
+    """Whether nothing of a point is left to run: a pruner stopped it, or there is a judgement."""
+    stopped = any(run.kind == "censored" for run in point) and all(run.verdict for run in point)
+    return stopped or judgement(point, study) is not None
+
+
+def _last_dice(run: Run, study: Study) -> float:
+    return run.rows[-1].get(f"quality/{study.objective}", math.nan) if run.rows else math.nan
 
 
 def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
-    points = [run for run in runs if not run.confirms]
-    counts = Counter(run.kind for run in points)
-    told = [f"{len(points) - counts['unfinished']} of {max(study.points, len(points))} points have ended"]
+    points = by_point(runs)
+    counts = Counter(run.kind for point in points for run in point)
+    of = f"points of {study.seeds} seeds" if study.seeds > 1 else "points"
+    told = [f"{sum(ended(point, study) for point in points)} of {max(study.points, len(points))} {of} have ended"]
     told[0] += f": {', '.join(f'{counts[k]} {words(k)}' for k in LOOKS if counts[k])}." if points else "."
     if best is not None:
-        told.append(
-            f"Best point: <b>{escape(best.name)}</b>, Dice {_dice(best, study)}, S {number(best.stability)}"
-            + ("." if (best.stability or 0.0) >= study.feasible else f"; no point reached S ≥ {study.feasible:g}.")
-        )
+        told.append(_best(next(point for point in points if best in point), study))
     for run in runs:
         if run.confirms:
             told.append(
@@ -112,6 +145,17 @@ def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
 <div class="bar" role="img" aria-label="points by verdict">{bar}</div>
 <p class="lead">{" ".join(told)}</p>
 </header>"""
+
+
+def _best(point: Sequence[Run], study: Study) -> str:
+    told = judgement(point, study)
+    assert told is not None
+    verdict, dice = told
+    over = f" over {len(point)} seeds" if study.seeds > 1 else ""
+    reached = (verdict.stability or 0.0) >= study.feasible
+    return f"Best point: <b>{escape(point[0].name)}</b>, Dice {number(dice)}, S {number(verdict.stability)}{over}" + (
+        "." if reached else f"; no point reached S ≥ {study.feasible:g}."
+    )
 
 
 def _table(study: Study, runs: Sequence[Run], best: Run | None) -> str:
@@ -223,22 +267,29 @@ def _drawn(figure: Figure) -> str:
     return str(to_html(figure.figure, config=config, include_plotlyjs=False, full_html=False)) + notes
 
 
-def _cost(records: Sequence[Record], runs: Sequence[Run]) -> str:
-    groups = {kind: [r for r, run in zip(records, runs, strict=True) if run.kind == kind] for kind in LOOKS}
-    accounts = {words(kind): Account.of(group) for kind, group in groups.items() if group}
-    accounts["all"] = whole = Account.of(records)
+def _cost(folder: StudyFolder, records: Sequence[Record]) -> str:
+    whole, parts = accounts(records, sessions(folder.folder))
+    unit, ways = whole.unit, ("saved at the alarm", "saved by the pruner", "lost to failures")
+    steps_apart, times_apart = ([f"{what} {way}" for way in ways] for what in ("steps", unit.short))
+    heads = ("", "runs", "steps", *steps_apart, unit.name, *times_apart, "restarts")
     lines = []
-    for name, of in accounts.items():
-        counts = (sum(of.verdicts.values()), of.steps, of.steps_saved_alarm, of.steps_saved_pruner)
-        times = (of.seconds, of.seconds_saved_alarm, of.seconds_saved_pruner)
-        lines.append((name, (*(f"{n:,}" for n in counts), *map(duration, times))))
-    saved = ("saved at the alarm", "saved by the pruner")
+    for name, of in [*((words(kind), parts[kind]) for kind in LOOKS if kind in parts), ("all", whole)]:
+        steps = (of.steps, of.steps_saved_alarm, of.steps_saved_pruner, of.steps_lost)
+        times = (of.seconds, of.seconds_saved_alarm, of.seconds_saved_pruner, of.seconds_lost)
+        lines.append((name, (f"{of.runs:,}", *(f"{n:,}" for n in steps), *map(unit.said, times), f"{of.restarts:,}")))
     return section(
         "Cost",
-        "Device time is the wall time of training steps times workers. Saved is what stopping early spared, at each "
-        "run's own pace: at the alarm of runs that failed, and by the pruner of those whose Dice × S fell behind. "
-        f"Stopping at the alarm saved {whole.share_saved_alarm:.1%} of all steps. A confirmation is counted too.",
-        table(("", "runs", "steps", *saved, "device time", *saved), lines),
+        f"{_COST} Stopping at the alarm saved {whole.share_saved_alarm:.1%} of all steps.{_overhead(whole)}",
+        f'<div class="wide">{table(heads, lines)}</div>',
+    )
+
+
+def _overhead(whole: Account) -> str:
+    if whole.overhead is None or whole.seconds_had is None:
+        return ""
+    return (
+        f" The study's sessions had {whole.unit.said(whole.seconds_had)} {whole.unit.name}; {whole.overhead:.0%} of "
+        "them went into no step that counts: starts, loading, evaluations, checkpoints, idle slots, lost work."
     )
 
 
@@ -310,10 +361,14 @@ def _environment(records: Sequence[Record]) -> str:
     return section("Environment", "", f"<ul>{items}</ul>") if items else ""
 
 
+def script(folder: StudyFolder) -> str:
+    """Path of the script that declares a study, as it was typed."""
+    return next((w for w in shlex.split(folder.command) if w.endswith(".py")), f"studies/{folder.study.name}.py")
+
+
 def _again(folder: StudyFolder, study: Study) -> str:
     """The command, rebuilt from the options: what was typed may hold paths, these words do not."""
-    script = next((Path(w).name for w in shlex.split(folder.command) if w.endswith(".py")), f"{study.name}.py")
-    words = ["python", f"studies/{script}"]
+    words = ["python", f"studies/{Path(script(folder)).name}"]
     for name, value in folder.options.items():
         if value is None or value is False:
             continue

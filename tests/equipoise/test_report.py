@@ -309,6 +309,24 @@ def test_the_cost_tells_what_the_alarm_saved_apart_from_what_the_pruner_did(page
     assert re.findall("<td>([^<]*)</td>", line[1])[:4] == ["7", "1,750", "410", "300"]
 
 
+def test_the_cost_tells_what_failures_lost_and_what_of_the_sessions_was_overhead(folder: StudyFolder) -> None:
+    lost = Record(folder.runs / "004-eeee")
+    lost.take_up(60, "c0ffee00", workers=1)
+    lost.add(Progress(70, {}, 4.0, False, None, 1.0, None, lambda: pytest.fail("nobody needs the state")))
+    lost.take_up(60, "c0ffee00", workers=1)
+    (folder.folder / "sessions").mkdir()
+    about = {"id": "c0ffee00", "began": 1e9, "seen": 1e9 + 100, "slots": 2, "workers": 1, "gpus": 1, "ended": None}
+    (folder.folder / "sessions" / "c0ffee00.json").write_text(json.dumps(about))
+    page = write_report(folder).read_text()
+    cost = page[page.index("<h2>Cost</h2>") : page.index("<h2>Images</h2>")]
+    # Half a second for ten steps: 1350 of one worker, 400 of two.
+    assert "sessions had 200 GPU-seconds; 46% of them went into no step that counts" in cost
+    line = re.search("<tr class=all>(.*?)</tr>", cost)
+    assert line
+    cells = re.findall("<td>([^<]*)</td>", line[1])
+    assert (cells[4], cells[5], cells[8:]) == ("10", "108", ["4.0", "1"])
+
+
 def grid(tmp_path: Path, **changed: Any) -> StudyFolder:
     """Two given points, of which one is called by a name that must be escaped."""
     first = ({}, {"optim.lr": 2e-3, "net.image_norm": "none"})
