@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from equipoise.ranks import Ranks
-from equipoise.writing import refusal, sync, told
+from equipoise.writing import refusal, sync, told, write_bytes
 from slicestore.errors import InputError
 
 KEPT = 2
@@ -74,6 +74,24 @@ def _finish(partial: Path, final: Path, world: int) -> None:
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     sync(final.parent)
+
+
+def restore(folder: Path, name: str, files: Iterable[tuple[str, bytes | memoryview]]) -> None:
+    """Put back a whole checkpoint from elsewhere, as names and contents of all its files.
+
+    Raises:
+        InputError: the disk refused; the checkpoint then does not count.
+    """
+    partial = folder / f".{name}.partial"
+    with told(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    world = 0
+    for file, data in files:
+        write_bytes(partial / file, data)
+        world += file.startswith("rank-")
+    with told(folder / name):
+        _finish(partial, folder / name, world)
 
 
 def latest(folder: Path) -> Path | None:

@@ -39,6 +39,7 @@ import torch
 from equipoise import checkpoint, recovery
 from equipoise.batches import Cohort
 from equipoise.config import RunConfig
+from equipoise.copies import Copies, NoCopies
 from equipoise.keeping import Keeping
 from equipoise.monitor import Horizon, Verdict
 from equipoise.ranks import Ranks
@@ -137,9 +138,23 @@ class Record:
         Raises:
             InputError: the folder belongs to a run with other settings, or cannot be written.
         """
+        if self.is_of(config):
+            return
         with told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / "config.json").is_file():
+        environment, changes = _environment(device)
+        write(self.folder / "changes.diff", changes)
+        write(self.folder / "environment.json", json.dumps(environment, indent=2))
+        write(self.folder / "config.json", json.dumps(config.to_dict(), indent=2))
+
+    def is_of(self, config: RunConfig) -> bool:
+        """Whether there is a record of this run; nothing is written.
+
+        Raises:
+            InputError: it is of a run with other settings.
+        """
+        there = (self.folder / "config.json").is_file()
+        if there:
             changed = {
                 k: (v, self.config.flat().get(k)) for k, v in config.flat().items() if v != self.config.flat().get(k)
             }
@@ -151,17 +166,13 @@ class Record:
                     rule="a folder holds one run",
                     remedy="give another folder, or the settings it was started with",
                 )
-            return
-        environment, changes = _environment(device)
-        write(self.folder / "changes.diff", changes)
-        write(self.folder / "environment.json", json.dumps(environment, indent=2))
-        write(self.folder / "config.json", json.dumps(config.to_dict(), indent=2))
+        return there
 
     def take_up(self, step: int, session: str, workers: int) -> None:
         """Go on from `step`: drop what was recorded after it, and note that."""
         lost = self.rewind(step)
         steps = int(lost[-1]["step"]) - step if lost else 0
-        attempt = Attempt(session, step, steps, sum(row["time/block"] for row in lost), workers)
+        attempt = Attempt(session, step, steps, sum((row["time/block"] for row in lost), 0.0), workers)
         append(self.folder / "attempts.jsonl", json.dumps(dataclasses.asdict(attempt)) + "\n")
 
     def rewind(self, step: int) -> list[Row]:
@@ -213,7 +224,8 @@ class Record:
         returns, checkpoints = self.returns, self.folder / "checkpoints"
         number = len(returns) + 1
         with told(checkpoints):
-            checkpoint.drop_after(checkpoints, recovery.goal(verdict.onset or 0, evaluations(config)))
+            there = {checkpoint.step_of(found) for found in checkpoint.complete(checkpoints)}
+            checkpoint.drop_after(checkpoints, recovery.goal(verdict.onset or 0, there & evaluations(config)))
         found = checkpoint.latest(checkpoints)
         step = checkpoint.step_of(found) if found else 0
         taken = [row for row in self.rows() if row["step"] > step]
@@ -303,13 +315,16 @@ def recorded(
             rule="a run trains with the number of workers it was started with, unless it is elastic",
             remedy="start as many, or set workers when the run is declared",
         )
-    run = _Sitting(Record(folder), config, cohort, ranks, keeping, elastic)
+    record = Record(folder)
     if ranks.rank == 0:
-        with run.record.locked():
-            run.record.open(config, cohort.device)
-            yield from run.all()
+        with record.locked():
+            copies = Copies.of(folder, keeping.copies)
+            record.is_of(config)  # before anything is fetched into it
+            copies.begin(config)
+            record.open(config, cohort.device)
+            yield from _Sitting(record, config, cohort, ranks, keeping, elastic, copies).all()
     else:
-        yield from run.all()
+        yield from _Sitting(record, config, cohort, ranks, keeping, elastic, NoCopies()).all()
 
 
 @dataclass(slots=True)
@@ -322,6 +337,7 @@ class _Sitting:
     ranks: Ranks
     keeping: Keeping
     elastic: bool
+    copies: NoCopies
 
     @property
     def checkpoints(self) -> Path:
@@ -331,8 +347,13 @@ class _Sitting:
         self.ranks.wait()
         ended, first = self.record.verdict is not None, True
         self.ranks.wait()
-        while not ended:
-            ended, first = (yield from self.stretch(first)), False
+        try:
+            if ended:
+                self.copies.end()  # which may not have been possible at the time
+            while not ended:
+                ended, first = (yield from self.stretch(first)), False
+        finally:
+            self.copies.wait()
 
     def stretch(self, first: bool) -> Generator[Progress, None, bool]:
         """Train on from the newest checkpoint; whether that ended the run, or a divergence that it went back from."""
@@ -355,13 +376,22 @@ class _Sitting:
             before = progress.step
             if verdict is not None and ranks.rank == 0:
                 record.close(verdict)
+                self.copies.end()
             yield progress
         return True
 
     def state(self) -> checkpoint.State | None:
         """What the newest checkpoint holds for this rank."""
         found = checkpoint.latest(self.checkpoints)
-        self.ranks.wait()
+        step = checkpoint.step_of(found) if found else 0
+        newest = self.ranks.tell({"step": step})["step"]
+        if step != newest:
+            raise InputError(
+                self.checkpoints,
+                found=f"step {step} as the newest checkpoint, where rank 0 found step {newest:.0f}",
+                rule="all workers of a run see its folder",
+                remedy="keep runs of several workers on storage that all machines share",
+            )
         if found is None:
             return None
         if self.elastic and checkpoint.workers_of(found) != self.ranks.world:
@@ -377,11 +407,14 @@ class _Sitting:
         held = recovery.held(self.config, progress.step, evaluations(self.config))
         state, kept = progress.state(), self.keeping.kept
         checkpoint.save(self.checkpoints, progress.step, state, self.ranks, kept=kept, held=held)
+        if progress.verdict is None:  # else the verdict goes with it
+            self.copies.update()
 
     def go_back(self, verdict: Verdict) -> None:
         self.ranks.wait()
         if self.ranks.rank == 0:
             self.record.go_back(verdict, self.config)
+            self.copies.update()
         self.ranks.wait()
 
 

@@ -72,5 +72,10 @@ def held(config: RunConfig, step: int, looks: Collection[int]) -> Collection[int
 
 
 def goal(onset: int, looks: Collection[int]) -> int:
-    """The evaluation to go back to from a divergence that began at `onset`; 0 is the run's beginning."""
+    """The step to go back to from a divergence that began at `onset`; 0 is the run's beginning.
+
+    Args:
+        onset: step at which it began.
+        looks: evaluations of which there are checkpoints.
+    """
     return max((look for look in looks if look <= onset), default=0)

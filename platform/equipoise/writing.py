@@ -53,6 +53,11 @@ def refusal(path: Path, error: OSError) -> InputError:
 
 
 def write(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write or replace a file in one step; once this returns it survives a power cut.
 
     Raises:
@@ -61,8 +66,8 @@ def write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     with told(path):
         try:
-            with open(partial, "w") as file:
-                file.write(text)
+            with open(partial, "wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

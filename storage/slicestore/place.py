@@ -53,7 +53,7 @@ class Place(ABC):
             raise InputError(
                 text,
                 found=f"a {text.partition(':')[0]} URL",
-                rule="a store is a folder or lies under s3://bucket/prefix",
+                rule="stores and copies are folders or lie under s3://bucket/prefix",
                 remedy="give a path or an S3 URL",
             )
         return Folder(Path(text).resolve())
@@ -247,7 +247,7 @@ class Folder(Place):
             raise InputError(
                 self.path / name,
                 found=error.strerror or type(error).__name__,
-                rule="a store's files can be read by whoever opens it",
+                rule="files can be read by whoever opens them",
                 remedy="have its owner allow it (chmod -R u+rX), or check the disk",
             ) from error
 
@@ -258,14 +258,14 @@ class Folder(Place):
             return InputError(
                 self.path,
                 found=f"no room for {size / 1e6:.1f} MB ({free / 1e6:.1f} MB free: {error.strerror})",
-                rule="a store needs room for its volumes, and while one is updated for its old and its new form",
+                rule="what is written needs room, and while it replaces something, beside its old form",
                 remedy="make room and run the same command again: what is finished is kept",
             )
         return InputError(
             self.path,
             found=f"no way to write ({error.strerror})",
-            rule="a store is made in a folder that one may write to",
-            remedy="have its owner allow it, or make the store elsewhere",
+            rule="stores and copies are made in a folder that one may write to",
+            remedy="have its owner allow it, or give another",
         )
 
 

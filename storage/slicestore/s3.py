@@ -56,8 +56,8 @@ class Bucket(Place):
             raise InputError(
                 url,
                 found="no bucket or no prefix",
-                rule="a store has a bucket and a name in it",
-                remedy="give s3://bucket/name.zarr",
+                rule="an S3 URL has a bucket and a name in it",
+                remedy="give s3://bucket/name",
             )
         return cls(match[1], match[2])
 
@@ -197,7 +197,7 @@ class Bucket(Place):
                 raise InputError(
                     where,
                     found=f"no bucket {self._bucket!r}",
-                    rule="a store is made in a bucket that exists",
+                    rule="stores and copies are made in a bucket that exists",
                     remedy="check its name, AWS_REGION and AWS_ENDPOINT_URL, or create it",
                 ) from None
             if isinstance(error, FileNotFoundError):
@@ -255,12 +255,13 @@ def _is_loopback(endpoint: str) -> bool:
 def _refusal(where: str, text: str) -> InputError:
     """Sort the client's texts: it has few types of error."""
     missing = "/latest/api/token" in text or "/latest/meta-data" in text  # it asked a machine of AWS for credentials
-    denied = r"\b(401|403)\b|AccessDenied|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch"
+    # Not by the bare numbers of these answers: the texts tell milliseconds too.
+    denied = r"AccessDenied|401 Unauthorized|403 Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch"
     if missing or re.search(denied, text):
         return InputError(
             where,
             found="no credentials in the environment" if missing else "access denied",
-            rule="a store in a bucket is read and written with the rights of AWS_ACCESS_KEY_ID",
+            rule="what lies in a bucket is read and written with the rights of AWS_ACCESS_KEY_ID",
             remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SKIP_SIGNATURE=true for a public bucket), or "
             "have the bucket's owner allow it",
         )

@@ -95,7 +95,7 @@ class TestEveryPlace:
 
 def test_only_folders_and_buckets_are_places(tmp_path: Path) -> None:
     assert isinstance(Place.at(tmp_path), Folder)
-    with pytest.raises(InputError, match=r"gs://b/c: found a gs URL; a store is a folder or lies under s3://"):
+    with pytest.raises(InputError, match=r"gs://b/c: found a gs URL; stores and copies are folders or lie under s3://"):
         Place.at("gs://b/c")
     for url in ("s3://bucket", "s3://bucket/", "s3://"):
         with pytest.raises(InputError, match="no bucket or no prefix"):

@@ -308,6 +308,13 @@ def test_refused_access_names_the_credentials(url: str, monkeypatch: pytest.Monk
         server.server_close()
 
 
+def test_an_answer_that_took_403_milliseconds_is_not_refused_access() -> None:
+    text = (
+        "Error performing PUT http://127.0.0.1:9/b/x in 403.32ms, after 3 retries - HTTP error: error sending request"
+    )
+    assert s3_module._refusal("s3://b/x", text).found == "no answer"
+
+
 def test_missing_credentials_are_told_as_such(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
