@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 from equipoise import checkpoint, losses, train
 from equipoise.batches import Cohort
 from equipoise.config import NetConfig, OptimConfig, RunConfig
+from equipoise.keeping import Keeping
 from equipoise.monitor import Verdict
 from equipoise.nets import Sifa
 from equipoise.players import Players
 from equipoise.pool import ImagePool
 from equipoise.ranks import Ranks
-from equipoise.record import Record, recorded
+from equipoise.record import Record, Row, recorded
 from equipoise.referee import Referee
 from equipoise.step import Batch, Pools, Signals
 from equipoise.train import Run, fit
@@ -37,6 +39,7 @@ from slicestore.store import Store
 CONFIG = RunConfig(
     steps=4, batch=4, workers=2, pool=1, evaluations=2, net=NetConfig(width=0.0625), optim=OptimConfig(lr=1e-3)
 )
+OWN = CONFIG.at("net.batch_norm_over", "worker")
 STEP = CONFIG.at("net.decoder_dropout", 0.0)
 CASES = {
     "float64": STEP,
@@ -200,6 +203,20 @@ def rank_main(rank: int, folder: Path, store: Path) -> None:
         out["drawn"] = last.panels is not None
         out["weights_after"] = last.state().shared["net"]
 
+        # Each rank's own running statistics: they differ between evaluations, which are after steps 2 and 4.
+        list(recorded(folder / "own", OWN, cohort, ranks=ranks))
+        sitting = recorded(folder / "own-sittings", OWN, cohort, ranks=ranks, keeping=Keeping(every=1))
+        for progress in sitting:
+            if progress.step == 3:
+                break
+        sitting.close()  # type: ignore[attr-defined]
+        ranks.wait()
+        if rank == 0:
+            for name in ("fewer", "again"):
+                shutil.copytree(folder / "own-sittings", folder / name)
+        ranks.wait()
+        list(recorded(folder / "own-sittings", OWN, cohort, ranks=ranks))
+
         # NaN on rank 1 alone.
         poison_rank_1(ranks)
         *_, last = fit(LONG, cohort, ranks=ranks)
@@ -345,6 +362,39 @@ def test_two_ranks_continue_bit_for_bit(pair: Pair) -> None:
               for n in ("whole", "sittings")]  # fmt: skip
     assert all(torch.equal(states[0].shared["net"][k], v) for k, v in states[1].shared["net"].items())
     assert torch.equal(states[0].own["rng"], states[1].own["rng"])
+
+
+def test_two_ranks_continue_bit_for_bit_between_evaluations_where_each_has_statistics_of_its_own(pair: Pair) -> None:
+    whole, sittings = (Record(pair.folder / name) for name in ("own", "own-sittings"))
+    assert [attempt.step for attempt in sittings.attempts] == [0, 3]
+    assert untimed(whole) == untimed(sittings)
+    for rank in (0, 1):
+        ours, theirs = (checkpoint.load(r.folder / "checkpoints" / "step-000004", rank) for r in (whole, sittings))
+        assert all(torch.equal(ours.own["buffers"][k], v) for k, v in theirs.own["buffers"].items())
+        assert all(torch.equal(ours.shared["net"][k], v) for k, v in theirs.shared["net"].items())
+
+
+def test_a_checkpoint_of_two_ranks_is_continued_by_one_if_the_run_is_elastic_and_the_same_way_every_time(
+    pair: Pair, store: Store
+) -> None:
+    cohort = Cohort(store, OWN, torch.device("cpu"))
+    for name in ("fewer", "again"):
+        told = list(recorded(pair.folder / name, OWN, cohort, keeping=Keeping(session="s"), elastic=True))
+        assert [progress.step for progress in told] == [4]
+    fewer, again, whole = (Record(pair.folder / name) for name in ("fewer", "again", "own"))
+    assert untimed(fewer) == untimed(again)
+    assert untimed(fewer)[:3] == untimed(whole)[:3]
+    assert [(a.step, a.workers) for a in fewer.attempts] == [(0, 2), (3, 1)]
+    assert [row.get("time/workers") for row in fewer.rows()] == [None, None, None, 1.0]
+    found = pair.folder / "fewer" / "checkpoints" / "step-000004"
+    assert checkpoint.workers_of(found) == 1
+    pools = checkpoint.load(found, 0).own["pools"]
+    assert [len(pool["images"]) for pool in pools] == [1, 1], "they fill again, with whole batches of four"
+    assert [len(pool["images"][0]) for pool in pools] == [4, 4]
+
+
+def untimed(record: Record) -> list[Row]:
+    return [{k: v for k, v in row.items() if k != "time/block"} for row in record.rows()]
 
 
 def test_each_rank_has_pools_and_random_numbers_of_its_own(pair: Pair) -> None:
