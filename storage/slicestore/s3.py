@@ -29,6 +29,8 @@ from slicestore.place import Place, busy
 
 LEASE_S = 120.0
 """A lock that was not renewed for this long is a dead writer's, and is taken over."""
+PART = 1 << 26
+"""Bytes that go in one request; more go in several, each of which may be repeated and has a time limit of its own."""
 BEAT_S = 20.0
 """Time between two renewals."""
 
@@ -110,10 +112,15 @@ class Bucket(Place):
         return lambda start, length: data[start : start + length]
 
     def put(self, name: str, data: bytes | memoryview, *, private: bool = False) -> None:
-        """See `Place.put`; a PUT is whole or nothing. Who may read is the bucket's policy: `private` adds nothing."""
+        """See `Place.put`; a PUT is whole or nothing. Who may read is the bucket's policy: `private` adds nothing.
+
+        What goes in parts is there once the last one is; parts of one that was broken off are no object, and go when a
+        rule of the bucket says so (AbortIncompleteMultipartUpload).
+        """
         self._refuse_lost()
         with self._told(name):
-            obstore.put(self._client, self._key(name), bytes(data), use_multipart=False)
+            large = len(data) > PART
+            obstore.put(self._client, self._key(name), bytes(data), use_multipart=large, chunk_size=PART)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """See `Place.sizes`."""

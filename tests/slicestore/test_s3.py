@@ -189,6 +189,17 @@ def test_what_changed_replaces_what_was(url: str, tmp_path: Path, inputs: list[I
     assert objects(updated.place) == objects(fresh.place)
 
 
+def test_a_large_object_goes_in_parts_and_is_there_whole(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "PART", 6 << 20)  # the least that S3 takes is 5 MB
+    place, data = Place.at(url), np.random.default_rng(0).bytes(20 << 20)
+    with requests() as said:
+        place.put("large", data)
+        place.put("small", data[: 6 << 20])
+    assert len([line for line in said if "PUT /" in line and "/large" in line]) == 4
+    assert len([line for line in said if "/small" in line]) == 1
+    assert bytes(place.get("large")) == data
+
+
 def test_processes_write_to_it_too(url: str, tmp_path: Path, inputs: list[Input], small: Preprocessing) -> None:
     store = ingest(inputs, url, small, key_file=tmp_path / "key.json", spread=processes(2))
     assert objects(store.place) == objects(ingest(inputs, tmp_path / "local.zarr", small).place)
