@@ -75,7 +75,7 @@ class Host:
         return self.folder / "home" / ACCOUNT
 
     def line(self, command: str) -> list[str]:
-        """What runs a shell command in a login shell of its account, on the host."""
+        """What runs a shell command on the host, as its account and in its home."""
         account = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--pdeathsig=KILL", "env", "-i"]
         known = {"HOME": f"/home/{ACCOUNT}", "USER": ACCOUNT, "LANG": "C.UTF-8", "TERM": "dumb", **self.environment}
         words = [f"{key}={value}" for key, value in known.items()]
@@ -107,15 +107,15 @@ class Host:
                 found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
         return [line for line in found if line]
 
-    def opened(self, folder: str) -> list[str]:
-        """Files below a folder, as the host names it, that its processes hold open."""
+    def opened(self) -> list[str]:
+        """What its processes hold open, by the host's own paths."""
         found = []
         for process in self._processes():
             with suppress(OSError):
                 for file in (process / "fd").iterdir():
                     with suppress(OSError):
                         found.append(os.readlink(file))
-        return [path for path in found if path.startswith(folder)]
+        return found
 
     def _processes(self) -> Iterator[Path]:
         ours = os.readlink(f"/proc/{self.pid}/ns/pid")
@@ -192,7 +192,7 @@ def furnish_python(host: Host) -> None:
     It holds none of the packages itself but sees those of this process, so that installing the pinned versions is done
     in seconds and without a network, and what is installed into it comes before what it sees.
     """
-    host.run(f"{sys.base_prefix}/bin/python3 -m venv --without-pip {VENV}")
+    host.run(f"{Path(sys.executable).resolve()} -m venv --without-pip {VENV}")
     venv = host.folder / VENV.lstrip("/")
     (site,) = venv.glob("lib/python*/site-packages")
     ours = Path(sys.prefix, *site.relative_to(venv).parts)

@@ -21,12 +21,13 @@ import yaml
 from hosts import SHARED, UID, Host, furnish_python, laboratory, obstacle, wait_until
 
 from equipoise import checkpoint
+from equipoise.launch.conduct import synthetic_store
 from equipoise.record import Record
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 FILE = "ray_cluster.yaml"
-STEPS = 120
+STEPS = 60
 PATIENCE = 300.0
 """Seconds to wait for what takes a few on an idle machine."""
 STUDY = f"""ray submit {FILE} studies/stability_sweep.py -- --address auto --results {SHARED}/results \
@@ -48,14 +49,18 @@ def test_a_study_on_a_laboratorys_own_machines_outlives_the_loss_of_one(tmp_path
         furnish_desk(desk)
 
         desk.run(f"ray up -y {FILE}")
+        desk.run(f"ray rsync-up {FILE} results/ {SHARED}/results/")
         await_nodes(desk, {host.address: "ALIVE" for host in (head, *workers)})
         with open(tmp_path / "study.log", "wb") as log:
             study = subprocess.Popen(desk.line(STUDY), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
+        assert (tmp_path / "shared/results/phantoms/heads.zarr/manifest.json").is_file()
         record = first_run(tmp_path / "shared/results", study)
         wait_until(lambda: ended(study) or kept(record), PATIENCE, "a checkpoint")
         assert {host.name: ranks(host) for host in hosts.values()} == {"head": 0, "worker1": 1, "worker2": 1, "desk": 0}
-        (writer,) = [host for host in workers if host.opened(f"{SHARED}/results/stability_sweep/runs/")]
+        (writer,) = [
+            host for host in workers if f"{SHARED}/results/stability_sweep/runs/{record.name}/.lock" in host.opened()
+        ]
         writer.cut()
         step = kept(record)
         before = record.rows()[:step]
@@ -83,7 +88,7 @@ def tell_cores(host: Host, cores: int) -> None:
 
 
 def furnish_desk(desk: Host) -> None:
-    """A checkout with its wheel, as README has it, and the token."""
+    """A checkout with its wheel, the token, and the store of synthetic heads that the study would make for itself."""
     for name in ("README.md", "LICENSE", "pyproject.toml", "constraints.txt", FILE, "platform", "storage", "studies"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, desk.home / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -91,6 +96,7 @@ def furnish_desk(desk: Host) -> None:
             shutil.copy(ROOT / name, desk.home / name)
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", "dist", "."]
     subprocess.run(wheel, cwd=desk.home, check=True)
+    synthetic_store(desk.home / "results")
     for path in (desk.home, *desk.home.rglob("*")):
         os.chown(path, UID, UID)
     desk.environment["PATH"] = f"{sys.prefix}/bin:/usr/bin:/bin"
