@@ -13,8 +13,9 @@ study: $(STAMP)  ## the main job on synthetic heads: a small stability study on 
 test: $(STAMP)  ## all tests, over two processes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-soak: $(STAMP)  ## what is too long for every change: 50 kills at random moments of an ingest
+soak: $(STAMP)  ## what is too long for every change: 50 kills of an ingest, 30 of a study's workers, machines and drivers
 	EQUIPOISE_KILLS=50 $(BIN)/python -m pytest --timeout 1800 tests/slicestore/test_kill.py
+	EQUIPOISE_CHAOS=30 $(BIN)/python -m pytest -s tests/equipoise/launch/test_chaos.py
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

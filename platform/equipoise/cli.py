@@ -24,6 +24,7 @@ from tyro.conf import Positional
 from equipoise import batches, progress, speed
 from equipoise.config import PRESETS as RUNS
 from equipoise.config import PUBLISHED, RunConfig
+from equipoise.keeping import Keeping
 from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
 from equipoise.store_cli import Work, describe, later, shown, spread_here, store, volumes_table
@@ -114,6 +115,9 @@ def train(
     preset: Literal["published", "v1", "study2022", "vessel"] = "published",
     gpus_per_worker: float | None = None,
     cpus_per_worker: float = 1.0,
+    checkpoint_every: int = 0,
+    checkpoints_kept: int = 2,
+    copies: str = "",
     wandb: WandbMode | None = None,
     wandb_images: bool = False,
 ) -> None:
@@ -126,6 +130,10 @@ def train(
         preset: the settings that those given one by one depart from.
         gpus_per_worker: with --workers above 1; without it, 1 where there are GPUs.
         cpus_per_worker: with --workers above 1.
+        checkpoint_every: steps between checkpoints, beside those at evaluations.
+        checkpoints_kept: newest checkpoints that stay.
+        copies: a folder (another disk, NFS) or s3://bucket/prefix that gets a copy of the run's folder, panels
+            included, from which it goes on should its own folder be lost.
         wandb: online, offline or disabled; without it, online where there is a key.
         wandb_images: give W&B the panels too.
     """
@@ -133,6 +141,7 @@ def train(
     run = run.at("data.cohort", opened.fingerprint)
     if _typed("--net.classes") is None:
         run = run.at("net.classes", opened.classes)
+    keeping = Keeping(every=checkpoint_every, kept=checkpoints_kept, copies=copies)
     _check(run, opened)
     console = wide_console()
     mode, notice = wandb_mode(wandb)
@@ -147,9 +156,9 @@ def train(
     record = Record(out)
     with Watcher(lambda: [record] if (out / "config.json").is_file() else [], trackers):
         if run.workers > 1:
-            _train_over_workers(record, run, store, cpus_per_worker, gpus_per_worker)
+            _train_over_workers(record, run, store, cpus_per_worker, gpus_per_worker, keeping)
         else:
-            _train_here(console, record, run, store)
+            _train_here(console, record, run, store, keeping)
     verdict = record.verdict
     console.print(verdict.sentence() if verdict else "stopped; the same command continues", highlight=False)
     for picture in record.pictures()[-1:]:
@@ -164,22 +173,24 @@ def _check(run: RunConfig, store: Store) -> None:
     speed.check(run, device_here())
 
 
-def _train_here(console: Console, record: Record, run: RunConfig, store: str) -> None:
+def _train_here(console: Console, record: Record, run: RunConfig, store: str, keeping: Keeping) -> None:
     from equipoise.launch.local import launch
 
     with progress.shown(console, run.steps, record.picture) as told:
-        for block in launch(record.folder, run, store):
+        for block in launch(record.folder, run, store, keeping=keeping):
             told(block)
 
 
-def _train_over_workers(record: Record, run: RunConfig, store: str, cpus: float, gpus: float | None) -> None:
+def _train_over_workers(
+    record: Record, run: RunConfig, store: str, cpus: float, gpus: float | None, keeping: Keeping
+) -> None:
     from equipoise.launch.cluster import Share, connect, room
     from equipoise.launch.ray_train import train
 
     with connect(None):
         share = Share.here(cpus, gpus)
         room(share, run.workers)
-        train(record.folder.absolute(), run, Place.at(store).url, share)
+        train(record.folder.absolute(), run, Place.at(store).url, share, keeping=keeping)
 
 
 def report(folder: Annotated[Path | None, Positional[Path | None]] = None, /, results: Path = Path("results")) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from engine_bench import engine
 from ingest_bench import ingest_memory
 from monitor_bench import monitor
 from preprocess_bench import preprocess
@@ -25,7 +26,8 @@ from storage_bench import storage
 from vessels_bench import vessels
 
 FAMILIES = {
-    family.__name__: family for family in (storage, preprocess, vessels, ingest_memory, step, stabilisers, monitor, run)
+    family.__name__: family
+    for family in (storage, preprocess, vessels, ingest_memory, step, stabilisers, monitor, run, engine)
 }
 
 

@@ -62,6 +62,13 @@ def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> W
     Raises:
         InputError: as for `serve`.
     """
+    if url := folder.options.get("storage"):
+        raise InputError(
+            folder.folder,
+            found="a study whose points are in a database",
+            rule="this dashboard reads the journal in a study's folder",
+            remedy=f"run `optuna-dashboard {url}`; `equipoise report` needs neither",
+        )
     if not folder.journal.is_file() or not folder.journal.stat().st_size:
         raise InputError(
             folder.folder,

@@ -6,13 +6,14 @@ Knows storages and how a killed writer leaves them; knows nothing of runs.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.storages.journal._file import get_lock_file
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, ProgrammingError, SQLAlchemyError
 
 from equipoise.study import StudyFolder
 from slicestore.errors import InputError
@@ -60,13 +61,25 @@ def database(url: str) -> RDBStorage:
         raise _wrong("--storage", "a URL with a password", "leave it out, and set PGPASSWORD or write ~/.pgpass")
     shown = parsed.render_as_string(hide_password=True)
     try:
-        # A connection that idled through a night may be gone: it is tried before it is used.
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return _connected(url)
     except (ImportError, NoSuchModuleError) as error:
         raise _wrong(shown, f"no driver for it ({error})", "pip install 'equipoise[postgresql]'") from error
     except SQLAlchemyError as error:
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise _wrong(shown, cause, "start the database, or leave --storage out to use the study's folder") from error
+
+
+def _connected(url: str) -> RDBStorage:
+    """Optuna's storage; its tables are made by whoever comes first, and whoever came at the same time tries again."""
+    for pause in (0.5, 2.0, None):
+        try:
+            # A connection that idled through a night may be gone: it is tried before it is used.
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except (IntegrityError, ProgrammingError):
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
 
 
 def name_in(folder: StudyFolder, url: str | None) -> str:

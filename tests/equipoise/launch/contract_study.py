@@ -1,9 +1,9 @@
 """A study whose runs end in every way there is, played from scripts on real Ray: by our searcher, or by Ray's own.
 
-    python contract_study.py FOLDER ours|stock [SECONDS]     # or goes on with what is there
+    python contract_study.py FOLDER ours|stock [SECONDS [URL]]     # or goes on with what is there
 
 What Tune and Optuna then say of it is read from FOLDER by `test_contract.py`. With SECONDS every look takes as long, so
-that there is a moment at which to kill it.
+that there is a moment at which to kill it; with URL points are kept in that database.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def play(folder: Path, config: RunConfig, store: str, *, keeping: Keeping, pause
         yield progress
 
 
-def ours(folder: Path, pause: float) -> None:
+def ours(folder: Path, pause: float, url: str | None = None) -> None:
     """The study as `conduct` runs it."""
     made = StudyFolder(folder)
     if not (folder / "study.json").is_file():
         made = StudyFolder.create(folder, STUDY, "contract", {})
     with connect(None), Session.start(folder, slots=2, workers=1, gpus=0) as session:
         keeping, work = Keeping(session=session.id), partial(play, pause=pause)
-        search_points(made, STUDY, "nowhere", Terms(share=Share(), slots=2, keeping=keeping, work=work))
+        search_points(made, STUDY, "nowhere", Terms(share=Share(), slots=2, keeping=keeping, work=work, url=url))
 
 
 def played(config: dict[str, Any]) -> None:
@@ -137,4 +137,4 @@ def stock(folder: Path, pause: float) -> None:
 if __name__ == "__main__":
     where, who, *more = sys.argv[1:]
     with mistakes_told():
-        {"ours": ours, "stock": stock}[who](Path(where), float(more[0]) if more else 0.0)
+        {"ours": ours, "stock": stock}[who](Path(where), *map(float, more[:1] or ("0",)), *more[1:])
