@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import re
 import shlex
 from collections import Counter
@@ -29,6 +28,7 @@ from equipoise.search import Choice, Dimension, Fixed, cases
 from equipoise.seeds import Ended
 from equipoise.sessions import sessions
 from equipoise.study import Study, StudyFolder
+from equipoise.writing import write
 
 _VERDICTS = """<p class="note"><b>stable</b>: lived to its last step, and no critic won. <b>blurry</b>: so too, but its
 translations have lost the sharpness of real images. <b>d wins</b>: lived, but a critic told all real patches from all
@@ -54,7 +54,7 @@ def write_report(folder: StudyFolder) -> Path:
     """Write the report, whole or not at all; returns where it lies.
 
     Raises:
-        InputError: a run's settings cannot be read.
+        InputError: a run's settings cannot be read, or the disk refuses the report.
     """
     study, records = folder.study, folder.records()
     runs = [Run.read(record) for record in records]
@@ -70,12 +70,7 @@ def write_report(folder: StudyFolder) -> Path:
         _again(folder, study),
     )
     colours = {kind: look.colour for kind, look in LOOKS.items()}
-    partial = folder.report.with_name(f".{folder.report.name}.partial")
-    try:
-        partial.write_text(page(f"{study.name}: a study by Equipoise", "\n".join(parts), colours), encoding="utf-8")
-        os.replace(partial, folder.report)
-    finally:
-        partial.unlink(missing_ok=True)
+    write(folder.report, page(f"{study.name}: a study by Equipoise", "\n".join(parts), colours))
     return folder.report
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from equipoise.config_base import Leaf
 from equipoise.record import Record
 from equipoise.search import ObjectiveName, Space
 from equipoise.seeds import OverSeeds
+from equipoise.writing import write
 from slicestore.errors import InputError
 
 PrunerName = Literal["asha", "median", "none"]
@@ -240,9 +240,7 @@ class StudyFolder:
         return self.folder / "study.json"
 
     def _write(self, about: Mapping[str, Any]) -> None:
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps(about, indent=2))
-        os.replace(partial, self._file)
+        write(self._file, json.dumps(about, indent=2))
 
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(self._file.read_text())

@@ -16,8 +16,12 @@ class InputError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the parts when the error crosses a process border (Ray, DataLoader)."""
-        return _rebuild, (self.where, self.found, self.rule, self.remedy)
+        return _rebuild, (type(self), self.where, self.found, self.rule, self.remedy)
 
 
-def _rebuild(where: str, found: str, rule: str, remedy: str) -> InputError:
-    return InputError(where, found=found, rule=rule, remedy=remedy)
+class DiskError(InputError):
+    """A disk that refuses, whatever is asked of it: full, read-only, unmounted, broken. To ask again may help."""
+
+
+def _rebuild(kind: type[InputError], where: str, found: str, rule: str, remedy: str) -> InputError:
+    return kind(where, found=found, rule=rule, remedy=remedy)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import tyro
@@ -40,6 +40,7 @@ from equipoise.sessions import Session, sessions
 from equipoise.study import PrunerName, Study, StudyFolder
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
+from equipoise.writing import REFUSALS, refusal
 from slicestore.errors import InputError
 from slicestore.ingest import ingest
 from slicestore.inputs import inputs_from_table
@@ -163,15 +164,25 @@ def mistakes_told() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        _refuse(refusal(Path(error.filename or "."), error))
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped: add --resume to continue", highlight=False)
         sys.exit(130)
 
 
+def _refuse(error: InputError) -> NoReturn:
+    Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     """SIGTERM, by which Slurm and Kubernetes take a machine away, stops a study as Ctrl-C does."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in jobs that a script has put into the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.raise_signal(signal.SIGINT)
 
 
@@ -199,7 +210,8 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
         folder = folder or StudyFolder.create(_fresh(options, study), study, command, _saved(options))
         console.print(f"{study.name}: {study.question}", highlight=False)
         console.print(f"{study.points} points of {study.run.steps} steps into {folder.folder}", soft_wrap=True)
-        with Session.start(folder.folder, slots=slots, workers=study.run.workers, gpus=share.gpus) as session:
+        workers = options.least_workers_per_run or study.run.workers
+        with Session.start(folder.folder, slots=slots, workers=workers, gpus=share.gpus) as session:
             terms = _terms(options, folder, share, slots, session.id)
             watched = partial(_watched, folder, session.id)
             with Watcher(watched, _trackers(console, folder, study, options)):
@@ -359,7 +371,8 @@ def _place(declare: Declare, options: Options) -> tuple[StudyFolder | None, Opti
             rule="--resume continues one",
             remedy="start it without --resume, or name it with --name",
         )
-    folder = StudyFolder.open(max(found, key=lambda f: (f / "study.json").stat().st_mtime))
+    latest = max(found, key=lambda f: (f / "study.json").stat().st_mtime)
+    folder = StudyFolder.open(options.results / name if options.name and options.results / name in found else latest)
     kept = {k: tuple(v) if isinstance(v, list) else v for k, v in folder.options.items()}
     given = {f.name: v for f in dataclasses.fields(options) if (v := getattr(options, f.name)) != f.default}
     return folder, type(options)(**{**kept, **given})

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import fcntl
 import math
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +49,8 @@ from slicestore.errors import InputError
 
 REDUCTION = 2
 """Of the runs that reach a rung, the better half goes on."""
+PATIENCE = 180.0
+"""Seconds to wait for a worker to let go of a record."""
 COMPARED = 4
 """Points that must be complete before one is stopped for falling behind their median."""
 
@@ -99,8 +100,7 @@ class Ledger:
         Raises:
             InputError: its sampler cannot serve it, or the database does not answer.
         """
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # some samplers warn of every point that is conditional
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        samplers.quiet()
         self.folder, self.study, self._session = folder, study, session
         samplers.check(study)
         where, name = storage(folder, url), name_in(folder, url)
@@ -183,7 +183,7 @@ class Ledger:
             return
         self._note(point, verdict, record)
 
-    def settle(self, patience: float = 180.0) -> None:
+    def settle(self, patience: float = PATIENCE) -> None:
         """Write the verdict of runs that were stopped, once their workers have let go of the record.
 
         Args:

@@ -14,6 +14,7 @@ stops is told COMPLETE with the value it had so far, and divergence cannot be to
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from optuna.exceptions import StorageInternalError
 from ray import tune
+from ray.train import WorkerGroupError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search import Searcher
 
@@ -31,13 +33,13 @@ from equipoise import checkpoint
 from equipoise.config import RunConfig
 from equipoise.keeping import Keeping
 from equipoise.launch.cluster import Share
-from equipoise.launch.ledger import Assignment, Ledger
+from equipoise.launch.ledger import PATIENCE, Assignment, Ledger
 from equipoise.launch.local import launch
 from equipoise.launch.ray_train import report, train
 from equipoise.record import Record
 from equipoise.study import Study, StudyFolder
 from equipoise.train import Progress
-from slicestore.errors import InputError
+from slicestore.errors import DiskError, InputError
 
 RETRIES = 2
 """Times that a session retries a run without its getting any further: what costs a machine now and then is retried as
@@ -84,6 +86,11 @@ class LedgerSearcher(Searcher):
         self.finished = False
         """Whether there is nothing left to give out."""
 
+    @property
+    def through(self) -> bool:
+        """Whether all runs that it was to give out have ended, and there may be more: Ctrl-C leaves some open."""
+        return not (self.finished or self.trouble or self._left or self._given)
+
     def suggest(self, trial_id: str) -> Any:
         """The next run, as the trial's config; `FINISHED` when all are given out, None when there may be more later."""
         if self.trouble or not self._left:
@@ -110,7 +117,7 @@ class LedgerSearcher(Searcher):
         """Tell how the run ended: by itself, stopped, lost, or as it is because the study cannot go on."""
         run, told = self._given.pop(trial_id), result or {}
         if told.get("trouble"):
-            self.trouble = self.trouble or InputError(**told["trouble"])
+            self.trouble = self.trouble or DiskError(**json.loads(told["trouble"]))
         if self.trouble:
             return
         with self._troubles():
@@ -156,7 +163,8 @@ class LedgerStopper(tune.Stopper):
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Whether to stop the trial; one that has ended by itself is left to end."""
-        return not (result.get("ended") or result.get("done")) and self._searcher.worse(trial_id, result)
+        over = any(result.get(word) for word in ("ended", "spent", "trouble", "done"))
+        return not over and self._searcher.worse(trial_id, result)
 
     def stop_all(self) -> bool:
         """Whether the study cannot go on; when it is finished the searcher says."""
@@ -185,12 +193,13 @@ def search_points(folder: StudyFolder, study: Study, store: str | Path, terms: T
     }
     while True:
         searcher = LedgerSearcher(ledger, job)
-        tuned = _tuner(folder, searcher, terms, alone).fit()
+        _tuner(folder, searcher, terms, alone).fit()
         if searcher.trouble:
             raise searcher.trouble
-        if searcher.finished or not len(tuned):
+        if not searcher.through:
             break
-    ledger.settle()
+    # After Ctrl-C workers hold their records until Ray has gone: a resume settles those.
+    ledger.settle(0 if ledger.unfinished else PATIENCE)
     return ledger
 
 
@@ -255,8 +264,11 @@ def _lead(record: Record, session: str, work: Callable[[], None]) -> None:
         return
     try:
         work()
-    except InputError as error:
-        tune.report({"step": 0, "stability": 0.0, **_told(error)})
+    except (InputError, WorkerGroupError) as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        tune.report({"step": 0, "stability": 0.0, **_told(mistake)})
         return
     row = record.rows()[-1]
     tune.report({**report(int(row["step"]), row, row["divergence/stability"]), "ended": True})
@@ -264,10 +276,17 @@ def _lead(record: Record, session: str, work: Callable[[], None]) -> None:
 
 def _told(error: InputError) -> dict[str, Any]:
     """A mistake as a report: a disk that refuses stops the study, anything else is the run's own."""
-    if isinstance(error.__cause__, OSError):
+    if isinstance(error, DiskError):
         parts = {"where": error.where, "found": error.found, "rule": error.rule, "remedy": error.remedy}
-        return {"trouble": parts, "ended": True}
-    return {"spent": str(error), "ended": True}
+        return {"trouble": json.dumps(parts)}  # Tune takes what is nested apart
+    return {"spent": str(error)}
+
+
+def _mistake(error: Exception) -> InputError | None:
+    """What somebody can mend, if that is what ended a run or one of its workers."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else (error,)
+    causes = (getattr(failure, "_base_exc", failure) for failure in failures)  # Ray Train wraps what a worker raised
+    return next((cause for cause in causes if isinstance(cause, InputError)), None)
 
 
 def spent(record: Record, session: str) -> bool:

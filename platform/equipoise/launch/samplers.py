@@ -9,6 +9,7 @@ depends on these and on what it has been told, and not on how often the study wa
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,7 @@ def check(study: Study) -> None:
             rule=f"Optuna's samplers that need no more than a name are {', '.join(names())}",
             remedy="give one of these",
         )
+    quiet()
     rehearsed = optuna.create_study(directions=["maximize"] * (1 + study.pareto))
     try:
         for number in range(
@@ -68,6 +70,12 @@ def check(study: Study) -> None:
         raise InputError(
             "sampler", found=study.sampler, rule=str(error).rstrip("."), remedy="take TPESampler, or another space"
         ) from error
+
+
+def quiet() -> None:
+    """Have Optuna say nothing but errors: some samplers warn of every point that is conditional, all of being new."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def sampler(name: str, *, seed: int, number: int, points: int) -> BaseSampler:

@@ -120,7 +120,9 @@ def test_two_drivers_at_once_share_a_study_s_points_in_postgresql(postgresql: st
         subprocess.Popen([sys.executable, str(SCRIPT), str(folder), "ours", "0.5", postgresql]) for _ in range(2)
     ]
     assert [driver.wait(timeout=600) for driver in drivers] == [0, 0]
-    trials = optuna.load_study(study_name=name_in(made, postgresql), storage=database(postgresql)).trials
+    shared = database(postgresql)
+    trials = optuna.load_study(study_name=name_in(made, postgresql), storage=shared).trials
+    shared.engine.dispose()
     assert [trial.number for trial in trials] == list(range(len(contract["CASES"])))
     states = dict(zip(contract["CASES"], (trial.state.name for trial in trials), strict=True))
     assert states.pop("always_killed") == "FAIL"

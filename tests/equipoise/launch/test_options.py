@@ -7,12 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from equipoise.config import PUBLISHED
 from equipoise.config_base import Leaf
-from equipoise.launch.conduct import Options, _place, _saved, conduct, synthetic_store
+from equipoise.launch.conduct import Options, _declared, _place, _saved, conduct, synthetic_store
 from equipoise.search import Choice, Range, Space
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
@@ -88,3 +89,55 @@ def test_a_study_with_a_run_that_cannot_be_is_refused_when_it_is_declared_and_no
     with pytest.raises(InputError, match=re.escape(rule)):
         conduct(wrong, Options(results=tmp_path / "results"))
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"sampler": "TSPSampler"}, "sampler: found TSPSampler; Optuna's samplers that need no more than a name are "),
+        ({"storage": "postgresql+psycopg://me@127.0.0.1:1/x"}, "Remedy: start the database"),
+        ({"least_workers_per_run": 3}, "workers at least: found 3; the run has 1 workers"),
+        ({"concurrent": 0}, "--concurrent: found 0; runs are done"),
+        ({"checkpoints_kept": 1}, "kept: found 1; "),
+        ({"copies": "ftp://somewhere"}, "found a ftp URL"),
+        ({"seeds": 0}, "seeds: found 0; a point is run at least once"),
+        ({"pareto": True, "sampler": "CmaEsSampler"}, "multi-objective"),
+    ],
+)
+def test_what_a_study_is_told_of_its_search_and_its_runs_is_checked_before_anything_is_made(
+    given: dict[str, Any], rule: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=re.escape(rule)):
+        conduct(declare, Options(results=tmp_path / "results", **given))
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_study_is_as_its_script_declares_it_but_for_what_the_command_line_says() -> None:
+    plain = _declared(declare, Options())
+    assert plain == declare(Options())
+    other = _declared(declare, Options(seeds=3, over_seeds="q20", sampler="QMCSampler", pruner="median", pareto=True))
+    assert (other.seeds, other.over_seeds, other.sampler, other.pruner, other.pareto) == (
+        3, "q20", "QMCSampler", "median", True,
+    )  # fmt: skip
+
+
+def test_a_study_that_is_resumed_with_another_space_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    folder = StudyFolder.create(tmp_path / "own", declare(Options()), "", _saved(Options(results=tmp_path)))
+    before = (folder.folder / "study.json").read_bytes()
+
+    def other(options: Options) -> Study:
+        return dataclasses.replace(declare(options), space={"optim.lr": Range(1e-5, 1e-2)})
+
+    with pytest.raises(InputError, match=r"another space.optim.lr.0.high \(0.001, now 0.01\)") as caught:
+        folder.agree(other(Options()))
+    assert caught.value.rule == "a resumed study keeps its declaration; only its number of points may grow"
+    assert (folder.folder / "study.json").read_bytes() == before
+
+
+def test_a_study_s_exact_name_is_resumed_also_where_later_ones_are_numbered_after_it(tmp_path: Path) -> None:
+    first = StudyFolder.create(tmp_path / "own", declare(Options()), "", _saved(Options(results=tmp_path)))
+    later = StudyFolder.create(tmp_path / "own-2", declare(Options()), "", _saved(Options(results=tmp_path)))
+    for name, want in ((None, later), ("own", first), ("own-2", later)):
+        found, _ = _place(declare, Options(results=tmp_path, resume=True, name=name))
+        assert found is not None
+        assert found.folder == want.folder
