@@ -101,15 +101,16 @@ def test_the_standard_library_s_platform_is_found_from_the_project_s_root() -> N
     assert done.stdout.strip() == platform.system()
 
 
-@pytest.mark.parametrize("path", files(ROOT / "studies"), ids=lambda p: p.name)
-def test_a_study_starts_nothing_when_imported_and_is_named_after_no_standard_module(path: Path) -> None:
-    assert path.stem not in sys.stdlib_module_names
-    done = subprocess.run(
-        [sys.executable, "-c", f"import runpy, ray; runpy.run_path({str(path)!r}); assert not ray.is_initialized()"],
-        capture_output=True,
-        text=True,
-        check=False,
+def test_studies_start_nothing_when_imported_and_are_named_after_no_standard_module() -> None:
+    studies = files(ROOT / "studies")
+    assert not {path.stem for path in studies} & sys.stdlib_module_names
+    script = (
+        "import runpy, ray\n"
+        f"for path in {list(map(str, studies))!r}:\n"
+        "    runpy.run_path(path)\n"
+        "    assert not ray.is_initialized(), path\n"
     )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
 
