@@ -153,6 +153,7 @@ class Copies(NoCopies):
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._missed = 0
+        self._patience = PATIENCE_S
 
     # --- for the run --------------------------------------------------------------------------------------------------
 
@@ -194,7 +195,10 @@ class Copies(NoCopies):
     def wait(self) -> None:
         """Wait for a copy that is under way."""
         if self._thread is not None:
-            self._thread.join(PATIENCE_S)
+            self._thread.join(self._patience)
+            if self._thread.is_alive():
+                self._patience = 0.0
+                log.warning("%s: a copy hangs; it is left behind", self.folder.name)
             self._settle()
 
     def _settle(self) -> None:

@@ -46,8 +46,8 @@ class Keeping:
                 rule="it is written into records, which hold no paths or host names",
                 remedy="give an id of letters, digits, - and _",
             )
-        if self.copies:
-            Place.at(self.copies)
+        if self.copies:  # a path means the same wherever workers run
+            object.__setattr__(self, "copies", Place.at(self.copies).url)
 
     def due(self, before: int, now: int) -> bool:
         """Whether a block that began after step `before` and ended with step `now` took the run past a multiple."""

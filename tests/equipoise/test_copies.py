@@ -29,7 +29,8 @@ from equipoise.copies import Copies, Extent
 from equipoise.keeping import Keeping
 from equipoise.monitor import Finding, Verdict
 from equipoise.ranks import Ranks
-from equipoise.record import Record, Row, recorded
+from equipoise.record import Record, Row
+from equipoise.sitting import recorded
 from equipoise.step import Batch, Signals
 from equipoise.train import Progress, Run
 from slicestore.errors import InputError
@@ -346,6 +347,25 @@ def test_a_copy_that_takes_long_holds_up_no_step_and_there_is_one_at_a_time(
     shutil.rmtree(record.folder)
     assert list(recorded(record.folder, tiny, cohort, keeping=keeping)) == []
     same_run(record, undisturbed)
+
+
+def test_a_place_that_hangs_for_ever_is_left_behind_at_the_end(
+    tmp_path: Path, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    story, back, put = Story(tmp_path / "run", tiny), threading.Event(), Folder.put
+    monkeypatch.setattr(copies, "PATIENCE_S", 0.1)
+    made = Copies(story.record.folder, str(tmp_path / "nfs"))
+    made.begin(story.config)
+    story.open()
+    story.block(1)
+    monkeypatch.setattr(Folder, "put", lambda *words, **more: (back.wait(), put(*words, **more)))
+    made.update()
+    hanging = next(thread for thread in threading.enumerate() if thread.name == "copies")
+    made.end()
+    assert hanging.is_alive()
+    assert warnings(caplog) == ["run: a copy hangs; it is left behind"]
+    back.set()
+    hanging.join()
 
 
 # --- a copy that is cut off anywhere, without training ----------------------------------------------------------------

@@ -15,7 +15,8 @@ from equipoise.checkpoint import State
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.keeping import Keeping
 from equipoise.ranks import Ranks
-from equipoise.record import Attempt, Record, Row, recorded
+from equipoise.record import Attempt, Record, Row
+from equipoise.sitting import recorded
 from equipoise.step import Batch, Signals
 from equipoise.train import Run, evaluations
 from slicestore.errors import InputError
@@ -64,6 +65,12 @@ def test_what_cannot_be_is_refused_with_value_rule_and_remedy(given: dict[str, o
         Keeping(**given)  # type: ignore[arg-type]
     assert words in str(error.value)
     assert error.value.remedy
+
+
+def test_a_folder_for_copies_is_the_same_wherever_workers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Keeping(copies="nfs").copies == str(tmp_path / "nfs")
+    assert Keeping(copies="s3://bucket/runs/").copies == "s3://bucket/runs"
 
 
 def test_a_checkpoint_is_due_at_the_end_of_the_block_in_which_a_multiple_lies() -> None:

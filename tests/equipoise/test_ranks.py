@@ -29,8 +29,9 @@ from equipoise.nets import Sifa
 from equipoise.players import Players
 from equipoise.pool import ImagePool
 from equipoise.ranks import Ranks
-from equipoise.record import Record, Row, recorded
+from equipoise.record import Record, Row
 from equipoise.referee import Referee
+from equipoise.sitting import recorded
 from equipoise.step import Batch, Pools, Signals
 from equipoise.train import Run, fit
 from slicestore.errors import InputError
@@ -138,6 +139,31 @@ def poison_rank_1(ranks: Ranks) -> None:
 # --- a rank -----------------------------------------------------------------------------------------------------------
 
 
+def interrupted(folder: Path, cohort: Cohort, ranks: Ranks) -> None:
+    """Runs that are stopped between evaluations, and continued by as many ranks, by fewer or by more."""
+    # Each rank's own running statistics: they differ between evaluations, which are after steps 2 and 4.
+    list(recorded(folder / "own", OWN, cohort, ranks=ranks))
+    sitting: Iterator[Any] = recorded(folder / "own-sittings", OWN, cohort, ranks=ranks, keeping=Keeping(every=1))
+    for progress in sitting:
+        if progress.step == 3:
+            break
+    sitting.close()  # type: ignore[attr-defined]
+    ranks.wait()
+    if ranks.rank == 0:
+        for name in ("fewer", "again"):
+            shutil.copytree(folder / "own-sittings", folder / name)
+    ranks.wait()
+    list(recorded(folder / "own-sittings", OWN, cohort, ranks=ranks))
+
+    # Two go on where one was alone.
+    if ranks.rank == 0:
+        for progress in recorded(folder / "more", OWN, cohort, ranks=Ranks(alone=True), elastic=True):
+            if progress.step == 2:
+                break
+    ranks.wait()
+    list(recorded(folder / "more", OWN, cohort, ranks=ranks, elastic=True))
+
+
 def rank_main(rank: int, folder: Path, store: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -203,19 +229,7 @@ def rank_main(rank: int, folder: Path, store: Path) -> None:
         out["drawn"] = last.panels is not None
         out["weights_after"] = last.state().shared["net"]
 
-        # Each rank's own running statistics: they differ between evaluations, which are after steps 2 and 4.
-        list(recorded(folder / "own", OWN, cohort, ranks=ranks))
-        sitting = recorded(folder / "own-sittings", OWN, cohort, ranks=ranks, keeping=Keeping(every=1))
-        for progress in sitting:
-            if progress.step == 3:
-                break
-        sitting.close()  # type: ignore[attr-defined]
-        ranks.wait()
-        if rank == 0:
-            for name in ("fewer", "again"):
-                shutil.copytree(folder / "own-sittings", folder / name)
-        ranks.wait()
-        list(recorded(folder / "own-sittings", OWN, cohort, ranks=ranks))
+        interrupted(folder, cohort, ranks)
 
         # NaN on rank 1 alone.
         poison_rank_1(ranks)
@@ -391,6 +405,16 @@ def test_a_checkpoint_of_two_ranks_is_continued_by_one_if_the_run_is_elastic_and
     pools = checkpoint.load(found, 0).own["pools"]
     assert [len(pool["images"]) for pool in pools] == [1, 1], "they fill again, with whole batches of four"
     assert [len(pool["images"][0]) for pool in pools] == [4, 4]
+
+
+def test_a_checkpoint_of_one_rank_is_continued_by_two_with_random_numbers_of_their_own(pair: Pair) -> None:
+    record = Record(pair.folder / "more")
+    assert [(a.step, a.workers) for a in record.attempts] == [(0, 1), (2, 2)]
+    assert [row.get("time/workers") for row in record.rows()] == [1.0, 1.0, None, None]
+    found = record.folder / "checkpoints" / "step-000004"
+    assert checkpoint.workers_of(found) == 2
+    first, second = (checkpoint.load(found, rank).own["rng"] for rank in (0, 1))
+    assert not torch.equal(first, second)
 
 
 def untimed(record: Record) -> list[Row]:

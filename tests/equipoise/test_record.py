@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from equipoise import checkpoint
-from equipoise import record as module
+from equipoise import environment as module
 from equipoise.batches import Cohort
 from equipoise.checkpoint import State
 from equipoise.config import RunConfig
 from equipoise.monitor import Finding, Verdict
-from equipoise.record import Record, Row, recorded
+from equipoise.record import Record, Row
+from equipoise.sitting import recorded
 from equipoise.step import Batch, Signals
 from equipoise.train import Progress, Run, fit
 from slicestore.errors import InputError
@@ -203,8 +204,8 @@ class TestRecorded:
             assert row.items() >= p.signals.items()
         assert [p.name for p in undisturbed.pictures()] == ["step-000004.png", "step-000008.png"]
         assert sorted(p.name for p in undisturbed.folder.iterdir() if not p.name.startswith(".")) == [
-            "attempts.jsonl", "changes.diff", "checkpoints", "config.json", "environment.json", "panels", "signals.jsonl",
-            "verdict.json",
+            "attempts.jsonl", "changes.diff", "checkpoints", "config.json", "environment.json", "panels",
+            "signals.jsonl", "verdict.json",
         ]  # fmt: skip
 
     @pytest.mark.parametrize("stop", [1, 4, 6])
@@ -336,8 +337,8 @@ class TestGit:
     def test_the_diff_is_what_the_working_tree_has_beyond_the_commit(
         self, tmp_path: Path, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        source = self.repository(tmp_path / "source", "record.py", b"old\n", b"new\n")
-        monkeypatch.setattr(module, "__file__", str(source / "record.py"))
+        source = self.repository(tmp_path / "source", "environment.py", b"old\n", b"new\n")
+        monkeypatch.setattr(module, "__file__", str(source / "environment.py"))
         fresh(tmp_path / "run", tiny)
         diff = (tmp_path / "run" / "changes.diff").read_text()
         assert "-old" in diff
@@ -358,8 +359,8 @@ class TestGit:
     def test_a_changed_file_that_is_not_utf_8_does_not_stop_a_run(
         self, tmp_path: Path, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        source = self.repository(tmp_path / "source", "record.py", b"gr\xfcn\n", b"gr\xfcner\n")
-        monkeypatch.setattr(module, "__file__", str(source / "record.py"))
+        source = self.repository(tmp_path / "source", "environment.py", b"gr\xfcn\n", b"gr\xfcner\n")
+        monkeypatch.setattr(module, "__file__", str(source / "environment.py"))
         fresh(tmp_path / "run", tiny)
         assert (tmp_path / "run" / "changes.diff").read_text().count("gr\ufffdn") == 2
 
@@ -381,7 +382,7 @@ class TestGit:
         users = self.repository(tmp_path / "thesis", "chapter.txt", b"draft\n", b"private\n")
         installed = users / ".venv" / "equipoise"
         installed.mkdir(parents=True)
-        monkeypatch.setattr(module, "__file__", str(installed / "record.py"))
+        monkeypatch.setattr(module, "__file__", str(installed / "environment.py"))
         fresh(tmp_path / "run", tiny)
         assert "private" not in (tmp_path / "run" / "changes.diff").read_text()
 

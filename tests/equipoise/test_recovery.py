@@ -13,8 +13,9 @@ from equipoise import checkpoint
 from equipoise.account import Account
 from equipoise.batches import Cohort
 from equipoise.config import PUBLISHED, RunConfig
-from equipoise.record import Record, recorded
+from equipoise.record import Record
 from equipoise.recovery import kept, remedied, words
+from equipoise.sitting import recorded
 from equipoise.step import Batch, Signals
 from equipoise.train import Run, fit
 

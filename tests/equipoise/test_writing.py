@@ -20,7 +20,8 @@ from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.panels import Panels
 from equipoise.ranks import Ranks
-from equipoise.record import Record, Row, recorded
+from equipoise.record import Record, Row
+from equipoise.sitting import recorded
 from equipoise.train import Progress
 from equipoise.writing import append, refusal, told, write
 from slicestore.errors import InputError

@@ -15,7 +15,7 @@ from equipoise.batches import Cohort, needed
 from equipoise.config import RunConfig
 from equipoise.keeping import Keeping
 from equipoise.ranks import Ranks
-from equipoise.record import recorded
+from equipoise.sitting import recorded
 from equipoise.train import Progress
 from slicestore.store import Store
 
@@ -37,7 +37,7 @@ def launch(
 ) -> Iterator[Progress]:
     """Train `config` on the store into `folder`, or continue what is there; a `Progress` is on disk when it comes.
 
-    Arguments and errors are those of `record.recorded`.
+    Arguments and errors are those of `sitting.recorded`.
     """
     device = device or device_here()
     # What a run sees of a store depends on these settings only; a warm worker keeps it from run to run.
