@@ -53,7 +53,8 @@ def connect(address: str | None) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         # Train's cleaner of worker groups asks the dashboard whether their leader lives: without it groups leak.
-        ray.init(include_dashboard=True, dashboard_host="127.0.0.1", _node_ip_address="127.0.0.1", **quiet)
+        # "local", because without an address Ray would join one that somebody has started on this machine.
+        ray.init("local", include_dashboard=True, dashboard_host="127.0.0.1", _node_ip_address="127.0.0.1", **quiet)
     else:
         _reach(address)
         try:
@@ -75,7 +76,7 @@ def room(share: Share, workers: int) -> int:
     wants = share.resources()
     machines: list[dict[str, float]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     held = sum(
-        min(math.floor(machine.get(resource, 0) / amount + 1e-9) for resource, amount in wants.items())
+        min(_times(machine.get(resource, 0), resource, amount) for resource, amount in wants.items())
         for machine in machines
     )
     if held < workers:
@@ -90,6 +91,13 @@ def room(share: Share, workers: int) -> int:
             "say with --concurrent how many runs there may be",
         )
     return held // workers
+
+
+def _times(there: float, resource: str, amount: float) -> int:
+    """How often an amount of a resource can be had on one machine: a share of a card lies on a single card."""
+    if resource == "GPU" and amount < 1:
+        return int(there) * math.floor(1 / amount + 1e-9)
+    return math.floor(there / amount + 1e-9)
 
 
 def _reach(address: str) -> None:

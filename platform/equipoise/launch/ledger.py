@@ -162,7 +162,7 @@ class Ledger:
         A Dice that is not finite is noted as such, and stops a run at the next step at which runs are compared.
         """
         point = self._open[run.number]
-        if quality is None or self.study.pareto or run is not point.runs[0] or step in point.heard:
+        if quality is None or self.study.pareto or run != point.runs[0] or step in point.heard:
             return False
         point.heard.add(step)
         point.trial.report(quality * stability, step)
