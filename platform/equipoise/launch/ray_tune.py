@@ -46,8 +46,6 @@ RETRIES = 2
 often as it takes, what kills its own process is not."""
 LIMIT = 50
 """Times that a session retries a run in any case, such as one whose process never comes to life."""
-CHAPTER = 1000
-"""Runs after which Tune is started anew. It holds on to every trial it ever had, and looks through all of them."""
 Work = Callable[..., Iterator[Progress]]
 """Does a run of one worker: `local.launch`, or what stands in for it where nothing is to be trained."""
 
@@ -70,12 +68,14 @@ class Terms:
     """Whether a run's process is kept for the next one."""
     url: str | None = None
     """Database of the points; None: the folder's journal."""
+    chapter: int = 1000
+    """Runs after which Tune is started anew: it keeps every trial that it ever had, and looks through them all."""
 
 
 class LedgerSearcher(Searcher):
     """Hands the ledger's runs to Tune, and says how Tune's trials ended."""
 
-    def __init__(self, ledger: Ledger, job: Mapping[str, Any], most: int = CHAPTER) -> None:
+    def __init__(self, ledger: Ledger, job: Mapping[str, Any], most: int) -> None:
         """Args: what remembers, what every trial is told, and how many runs to give out."""
         super().__init__(metric="step", mode="max")
         self._ledger, self._job, self._left = ledger, job, most
@@ -192,7 +192,7 @@ def search_points(folder: StudyFolder, study: Study, store: str | Path, terms: T
         "work": terms.work,
     }
     while True:
-        searcher = LedgerSearcher(ledger, job)
+        searcher = LedgerSearcher(ledger, job, terms.chapter)
         _tuner(folder, searcher, terms, alone).fit()
         if searcher.trouble:
             raise searcher.trouble

@@ -86,7 +86,8 @@ def ours(folder: Path, pause: float, url: str | None = None) -> None:
         made = StudyFolder.create(folder, STUDY, "contract", {})
     with connect(None), Session.start(folder, slots=2, workers=1, gpus=0) as session:
         keeping, work = Keeping(session=session.id), partial(play, pause=pause)
-        search_points(made, STUDY, "nowhere", Terms(share=Share(), slots=2, keeping=keeping, work=work, url=url))
+        terms = Terms(share=Share(), slots=2, keeping=keeping, work=work, url=url, chapter=5)
+        search_points(made, STUDY, "nowhere", terms)
 
 
 def played(config: dict[str, Any]) -> None:
