@@ -412,12 +412,10 @@ def _say(console: Console, folder: StudyFolder, ledger: Ledger, seconds: float) 
     )
     console.print(f"{account.share_saved_alarm:.1%} of all steps were saved by stopping at the alarm")
     if ledger.failed:
-        console.print(
-            f"{ledger.failed} points failed on every try, whatever their settings: see error.txt under "
-            f"{folder.folder / 'ray'}",
-            style="red",
-            soft_wrap=True,
-        )
+        console.print(f"{ledger.failed} points failed on every try, whatever their settings:", style="red")
+        for reason in ledger.reasons:
+            console.print(f"  {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  see error.txt under {folder.folder / 'ray'}", style="red", soft_wrap=True)
     console.print(f"best point: {ledger.best() or 'none'}")
     console.print(f"report: {folder.report}", soft_wrap=True)
     command = Path(sys.executable).with_name("equipoise")  # on the PATH or not

@@ -156,6 +156,12 @@ class Ledger:
         """Points that were lost to infrastructure."""
         return len(self._optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,)))
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why points were given up, as far as that is known: their runs, and what was said."""
+        lost = self._optuna.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+        return [f"{t.user_attrs['run']}: {t.user_attrs['why']}" for t in lost if "why" in t.user_attrs]
+
     def hear(self, run: Assignment, step: int, quality: float | None, stability: float) -> bool:
         """Note a run's Dice x S so far; whether it should stop, being worse than most at this step.
 

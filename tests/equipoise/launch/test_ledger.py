@@ -199,6 +199,11 @@ def test_lost_machines_are_a_failure_and_never_held_against_the_settings(folder:
     assert (trial.state, trial.value) == (TrialState.FAIL, None)
     assert not trial.constraints
     assert ledger.failed == 1
+    assert ledger.reasons == []
+    lost = ledger.ask()
+    assert lost is not None
+    ledger.fail(lost, "batch: found 64 slices")
+    assert ledger.reasons == [f"{lost.name}: batch: found 64 slices"]
 
 
 def test_a_killed_driver_s_points_are_adopted_before_new_ones_are_asked(folder: StudyFolder) -> None:
