@@ -79,8 +79,8 @@ class Run:
 
     @property
     def device_seconds(self) -> float:
-        """Wall time of the steps, times workers."""
-        return sum(row["time/block"] for row in self.rows) * self.config.workers
+        """Wall time of the steps, times the workers that did them."""
+        return sum(row["time/block"] * row.get("time/workers", self.config.workers) for row in self.rows)
 
     @property
     def stability(self) -> float | None:

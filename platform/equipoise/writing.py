@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from slicestore.errors import DiskError
+from slicestore.errors import StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (*_FULL, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM)
@@ -25,7 +25,7 @@ def told(path: Path) -> Iterator[None]:
     """Say what to do where a disk refuses to read or write `path`.
 
     Raises:
-        DiskError: no room, no right, a stale mount, a broken disk.
+        StorageError: no room, no right, a stale mount, a broken disk.
     """
     try:
         yield
@@ -33,20 +33,20 @@ def told(path: Path) -> Iterator[None]:
         raise refusal(path, error) from error
 
 
-def refusal(path: Path, error: OSError) -> DiskError:
+def refusal(path: Path, error: OSError) -> StorageError:
     """What to tell of a disk that refused: the file, its answer, the rule, the remedy."""
     answer = error.strerror or type(error).__name__
     if error.errno in _FULL:
         with suppress(OSError):
             there = next(folder for folder in path.parents if folder.exists())
             answer = f"{shutil.disk_usage(there).free / 1e6:.1f} MB free: {answer}"
-        return DiskError(
+        return StorageError(
             path,
             found=f"no room ({answer})",
             rule="a run writes its record as it trains",
             remedy="make room and resume: nothing written is lost",
         )
-    return DiskError(
+    return StorageError(
         path,
         found=f"a disk that refuses ({answer})",
         rule="a run reads and writes its record as it trains",
@@ -63,7 +63,7 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Write or replace a file in one step; once this returns it survives a power cut.
 
     Raises:
-        DiskError: the disk refused; the file is as it was.
+        StorageError: the disk refused; the file is as it was.
     """
     partial = path.with_name(f".{path.name}.partial")
     with told(path):
@@ -84,7 +84,7 @@ def append(path: Path, line: str) -> None:
     """Put a line behind the last whole one; flushed, so that a kill costs nothing that was written.
 
     Raises:
-        DiskError: the disk refused; no part of the line stays, unless the disk refuses that too.
+        StorageError: the disk refused; no part of the line stays, unless the disk refuses that too.
     """
     with told(path), open(path, "a+b", buffering=0) as file:
         length = _whole(file)

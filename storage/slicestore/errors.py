@@ -19,8 +19,8 @@ class InputError(ValueError):
         return _rebuild, (type(self), self.where, self.found, self.rule, self.remedy)
 
 
-class DiskError(InputError):
-    """A disk that refuses, whatever is asked of it: full, read-only, unmounted, broken. To ask again may help."""
+class StorageError(InputError):
+    """A disk or bucket that refuses whatever is asked of it: full, read-only, out of reach. To ask again may help."""
 
 
 def _rebuild(kind: type[InputError], where: str, found: str, rule: str, remedy: str) -> InputError:

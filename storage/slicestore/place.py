@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from slicestore.errors import InputError
+from slicestore.errors import InputError, StorageError
 
 PARTIAL = re.compile(r"(^|.*/)\.[^/]+\.[0-9a-f]{8}\.tmp$")
 """Names of what a killed `put` leaves in a folder; no object's name is like that."""
@@ -251,17 +251,17 @@ class Folder(Place):
                 remedy="have its owner allow it (chmod -R u+rX), or check the disk",
             ) from error
 
-    def _unwritable(self, error: OSError, size: int) -> InputError:
+    def _unwritable(self, error: OSError, size: int) -> StorageError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             parent = next(path for path in (self.path, *self.path.parents) if path.exists())
             free = shutil.disk_usage(parent).free
-            return InputError(
+            return StorageError(
                 self.path,
                 found=f"no room for {size / 1e6:.1f} MB ({free / 1e6:.1f} MB free: {error.strerror})",
                 rule="what is written needs room, and while it replaces something, beside its old form",
                 remedy="make room and run the same command again: what is finished is kept",
             )
-        return InputError(
+        return StorageError(
             self.path,
             found=f"no way to write ({error.strerror})",
             rule="stores and copies are made in a folder that one may write to",

@@ -24,7 +24,7 @@ import obstore
 from obstore import exceptions as errors
 from obstore.store import S3Store
 
-from slicestore.errors import InputError
+from slicestore.errors import InputError, StorageError
 from slicestore.place import Place, busy
 
 LEASE_S = 120.0
@@ -265,7 +265,7 @@ def _refusal(where: str, text: str) -> InputError:
     # Not by the bare numbers of these answers: the texts tell milliseconds too.
     denied = r"AccessDenied|401 Unauthorized|403 Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch"
     if missing or re.search(denied, text):
-        return InputError(
+        return StorageError(
             where,
             found="no credentials in the environment" if missing else "access denied",
             rule="what lies in a bucket is read and written with the rights of AWS_ACCESS_KEY_ID",
@@ -273,7 +273,7 @@ def _refusal(where: str, text: str) -> InputError:
             "have the bucket's owner allow it",
         )
     reason = "no answer" if "error sending request" in text else text.splitlines()[0][:200]
-    return InputError(
+    return StorageError(
         where,
         found=reason,
         rule="the endpoint answers within seconds",

@@ -39,7 +39,7 @@ from equipoise.launch.ray_train import report, train
 from equipoise.record import Record
 from equipoise.study import Study, StudyFolder
 from equipoise.train import Progress
-from slicestore.errors import DiskError, InputError
+from slicestore.errors import InputError, StorageError
 
 RETRIES = 2
 """Times that a session retries a run without its getting any further: what costs a machine now and then is retried as
@@ -117,7 +117,7 @@ class LedgerSearcher(Searcher):
         """Tell how the run ended: by itself, stopped, lost, or as it is because the study cannot go on."""
         run, told = self._given.pop(trial_id), result or {}
         if told.get("trouble"):
-            self.trouble = self.trouble or DiskError(**json.loads(told["trouble"]))
+            self.trouble = self.trouble or StorageError(**json.loads(told["trouble"]))
         if self.trouble:
             return
         with self._troubles():
@@ -276,7 +276,7 @@ def _lead(record: Record, session: str, work: Callable[[], None]) -> None:
 
 def _told(error: InputError) -> dict[str, Any]:
     """A mistake as a report: a disk that refuses stops the study, anything else is the run's own."""
-    if isinstance(error, DiskError):
+    if isinstance(error, StorageError):
         parts = {"where": error.where, "found": error.found, "rule": error.rule, "remedy": error.remedy}
         return {"trouble": json.dumps(parts)}  # Tune takes what is nested apart
     return {"spent": str(error)}
