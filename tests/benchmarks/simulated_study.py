@@ -30,7 +30,7 @@ from equipoise.study import Study, StudyFolder
 from equipoise.verdict import Finding, Verdict
 
 STEPS = 400
-SLOTS = 8
+SLOTS = 2
 
 
 def curves(config: RunConfig) -> Script:
