@@ -41,7 +41,9 @@ def test_hosts_reach_each_other_by_ssh_and_share_one_folder_until_a_cable_is_pul
         ssh = f"ssh {options} {ADDRESSES['two']}"
         said = hosts["one"].run(f"{ssh} 'echo I am $(id -u) on $(hostname); touch ~/mine /tmp/mine {SHARED}/ours'")
         assert f"I am {UID} on two" in said
-        assert hosts["one"].run(f"ls ~ /tmp; ls {SHARED}").split() == ["/home/equipoise:", "/tmp:", "ours"]
+        seen = hosts["one"].run(f"ls ~ /tmp; ls {SHARED}").split()  # in /tmp this very checkout, should it lie there
+        assert "mine" not in seen
+        assert seen[-1] == "ours"
         hosts["two"].cut()
         assert "cut off" in hosts["one"].run(f"{ssh} true || echo cut off")
         hosts["two"].mend()
