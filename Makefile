@@ -11,7 +11,7 @@ study: $(STAMP)  ## the main job on synthetic heads: a small stability study on 
 	$(BIN)/python studies/stability_sweep.py
 
 test: $(STAMP)  ## all tests, over two processes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 soak: $(STAMP)  ## what is too long for every change: 50 kills of an ingest, 30 of a study's workers, machines and drivers
 	EQUIPOISE_KILLS=50 $(BIN)/python -m pytest --timeout 1800 tests/slicestore/test_kill.py
