@@ -19,21 +19,27 @@ _PACKAGES = ("equipoise", "torch", "numpy", "ray", "optuna", "wandb", "zarr")
 
 def environment(device: torch.device) -> tuple[dict[str, Any], str]:
     """What a result depends on besides settings and data, and the working tree's changes."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found = {
         "python": sys.version.split()[0],
-        "packages": versions,
+        "packages": dict(_versions()),
         "device": name,
         "threads": torch.get_num_threads(),
     }
     commit, changes = _source(Path(__file__))
     return found | {"commit": commit}, changes
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Versions of what is installed; read once, as metadata are slow to read."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 @cache

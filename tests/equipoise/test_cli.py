@@ -166,7 +166,7 @@ def run(
 ) -> Callable[..., RunConfig]:
     """Type `equipoise train STORE FOLDER ...` and give the settings with which training would have begun."""
     begun: list[RunConfig] = []
-    monkeypatch.setattr(cli, "_train_here", lambda console, record, run, store: begun.append(run))
+    monkeypatch.setattr(cli, "_train_here", lambda console, record, run, store, keeping: begun.append(run))
     store = tmp_path / "cohort.zarr"
     done = prepare(typed, pair, store)
     assert done.returncode == 0, told(done)

@@ -49,7 +49,7 @@ def end(folder: StudyFolder, ledger: Ledger, dice: float, verdict: Verdict) -> N
     record.picture(verdict.step).parent.mkdir()
     record.picture(verdict.step).write_bytes(PANELS)
     record.close(verdict)
-    ledger.close(point.number, point.name)
+    ledger.close(point)
 
 
 @pytest.fixture

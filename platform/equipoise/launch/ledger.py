@@ -116,6 +116,7 @@ class Ledger:
             if not known:
                 self._optuna.set_user_attr("question", study.question)
                 self._enqueue(study)
+        self._merits: samplers.Merits = {}
         self._open: dict[int, _Open] = {}
         self._more: deque[Assignment] = deque()
         pruned = self._optuna.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
@@ -273,7 +274,9 @@ class Ledger:
     def _asking(self, number: int) -> optuna.Study:
         """The study with the sampler that proposes this point."""
         study = self.study
-        self._optuna.sampler = samplers.sampler(study.sampler, seed=study.seed, number=number, points=study.points)
+        self._optuna.sampler = samplers.sampler(
+            study.sampler, seed=study.seed, number=number, points=study.points, merits=self._merits
+        )
         return self._optuna
 
     def _enqueue(self, study: Study) -> None:

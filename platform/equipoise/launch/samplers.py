@@ -8,6 +8,7 @@ depends on these and on what it has been told, and not on how often the study wa
 
 from __future__ import annotations
 
+import heapq
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -78,7 +79,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-def sampler(name: str, *, seed: int, number: int, points: int) -> BaseSampler:
+Merits = dict[int, tuple[bool, float]]
+"""How good points are, by their numbers, as far as that has been worked out."""
+
+
+def sampler(name: str, *, seed: int, number: int, points: int, merits: Merits | None = None) -> BaseSampler:
     """The sampler that proposes one point.
 
     Args:
@@ -86,6 +91,7 @@ def sampler(name: str, *, seed: int, number: int, points: int) -> BaseSampler:
         seed: of the study.
         number: of the point.
         points: of the study in all.
+        merits: what earlier proposals of the same study worked out.
     """
     kind = getattr(optuna.samplers, name)
     known = inspect.signature(kind).parameters
@@ -96,15 +102,16 @@ def sampler(name: str, *, seed: int, number: int, points: int) -> BaseSampler:
         settings |= {"multivariate": True, "group": True, "constant_liar": True}
     if "n_startup_trials" in known:
         settings["n_startup_trials"] = max(1, min(STARTUP, points // 2))
-    return Remembering(kind(**settings))
+    return Remembering(kind(**settings), merits=merits)
 
 
 class Remembering(BaseSampler):
     """A sampler that is shown at most `MEMORY` points of a study."""
 
-    def __init__(self, inner: BaseSampler, memory: int = MEMORY) -> None:
-        """Args: the sampler that is asked, and how many points it may see."""
+    def __init__(self, inner: BaseSampler, memory: int = MEMORY, merits: Merits | None = None) -> None:
+        """Args: the sampler that is asked, how many points it may see, and what is known of them."""
         self.inner, self._memory = inner, memory
+        self._merits = {} if merits is None else merits
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> Any:
         """See Optuna."""
@@ -127,14 +134,14 @@ class Remembering(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
     def _seen(self, study: Any) -> Any:
-        return _Memory(study, self._memory)
+        return _Memory(study, self._memory, self._merits)
 
 
 class _Memory:
     """A study with its best and its newest trials only; all else as it is."""
 
-    def __init__(self, study: optuna.Study, memory: int) -> None:
-        self._study, self._memory = study, memory
+    def __init__(self, study: optuna.Study, memory: int, merits: Merits) -> None:
+        self._study, self._memory, self._merits = study, memory, merits
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
@@ -144,14 +151,18 @@ class _Memory:
         if len(trials) <= self._memory:
             return trials
         older, newest = trials[: -self._memory // 2], trials[-self._memory // 2 :]
-        best = sorted(older, key=_merit, reverse=True)[: self._memory // 2]
+        best = heapq.nlargest(self._memory // 2, older, key=self._merit)
         return [*sorted(best, key=lambda trial: trial.number), *newest]
 
-
-def _merit(trial: FrozenTrial) -> tuple[bool, float]:
-    """Feasible points by their value before all others."""
-    met = trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
-    return met, trial.values[0] if trial.values else float("-inf")
+    def _merit(self, trial: FrozenTrial) -> tuple[bool, float]:
+        """Feasible points by their value before all others; of one that has ended it is worked out once."""
+        if trial.number in self._merits:
+            return self._merits[trial.number]
+        met = trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+        merit = met, trial.values[0] if trial.values else float("-inf")
+        if trial.state.is_finished():
+            self._merits[trial.number] = merit
+        return merit
 
 
 def _needs(kind: type) -> list[str]:
