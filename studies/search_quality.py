@@ -46,10 +46,10 @@ again: were these not run again, all 40 get there (221 s with our rungs, 179 wit
 all 40 instead of 26. The sampler's own settings matter little here: 10 or 16 points to start with make no difference.
 
 What limits it: one small table, whose Dice of the same settings differs between seeds by a standard deviation of .087,
-so that "the best" is in part luck that no search can foresee; 96 steps at 32 x 32, where a Dice swings more than in a
-run of 20 000; settings that are all choices, so that nothing can be interpolated; stock's reduction by 4 from the first
-look is its default and not what an expert would set. That a pruner costs more than it saves may not hold at the real
-size: it has not been run.
+so that "the best" is in part luck that no search can foresee; 96 steps at 32 x 32, where a Dice presumably swings more
+than in a run of 20 000; settings that are all choices, so that nothing can be interpolated; stock's reduction by 4 from
+the first look is its default and not what an expert would set. That a pruner costs more than it saves may not hold at
+the real size: it has not been run.
 """
 
 from __future__ import annotations
