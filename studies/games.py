@@ -37,8 +37,9 @@ from equipoise import outcomes
 from equipoise.config import PUBLISHED
 from equipoise.config_base import Leaf
 from equipoise.grid import Changes, Grid
+from equipoise.heads import Heads
 from equipoise.launch import conduct
-from equipoise.launch.conduct import Heads, main
+from equipoise.launch.conduct import main
 from equipoise.outcomes import NOTHING, Cell, Outcome, Told
 from equipoise.study import Study, StudyFolder
 

@@ -85,8 +85,8 @@ from rich.table import Table as Printed
 from equipoise import search
 from equipoise.config import PUBLISHED, RunConfig
 from equipoise.config_base import Leaf
+from equipoise.heads import synthetic_store
 from equipoise.keeping import Keeping
-from equipoise.launch.conduct import synthetic_store
 from equipoise.launch.ledger import Assignment, Ledger
 from equipoise.launch.local import launch
 from equipoise.record import Record
@@ -518,7 +518,7 @@ WAYS: Mapping[str, Way] = {
     "Equipoise, no pruner": Way(lambda table, seed, points, folder: Ours(table, seed, points, folder, pruner="none")),
     STOCK: Way(lambda table, seed, points, _: Stock(table, seed, points, asha(table)), alarm=False),
     "stock, and our alarm": Way(lambda table, seed, points, _: Stock(table, seed, points, asha(table))),
-    "stock, our alarm and rungs": Way(lambda table, seed, points, _: Stock(table, seed, points, asha(table, 2, 2))),
+    "stock, our alarm and rungs": Way(lambda table, seed, points, _: Stock(table, seed, points, asha(table, 4, 2))),
     "OptunaSearch alone": Way(lambda table, seed, points, _: Stock(table, seed, points, None), alarm=False),
     "random": Way(lambda table, seed, points, _: Chance(table, seed, points, judged=False), alarm=False),
     "random, and our alarm": Way(lambda table, seed, points, _: Chance(table, seed, points)),

@@ -79,8 +79,9 @@ from rich.console import Console
 from equipoise import outcomes
 from equipoise.config import DEFECTS, PUBLISHED
 from equipoise.grid import Changes, Grid
+from equipoise.heads import Heads
 from equipoise.launch import conduct
-from equipoise.launch.conduct import Heads, main
+from equipoise.launch.conduct import main
 from equipoise.outcomes import Cell, Column, Told
 from equipoise.study import Study, StudyFolder
 from equipoise.survival_sheet import write_survival_sheet

@@ -40,8 +40,8 @@ from rich.console import Console
 from equipoise import outcomes
 from equipoise.config import DEFECTS, PUBLISHED, STUDY_2022
 from equipoise.grid import Changes, Grid
+from equipoise.heads import Heads
 from equipoise.launch import conduct
-from equipoise.launch.conduct import Heads
 from equipoise.outcomes import Told
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError

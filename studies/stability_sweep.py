@@ -15,7 +15,9 @@ Finding: none yet. On synthetic heads with the built-in budget it shows that the
 """
 
 from equipoise.config import PUBLISHED, STUDY_2022
-from equipoise.launch.conduct import HEADS, Options, main
+from equipoise.heads import HEADS
+from equipoise.launch.conduct import main
+from equipoise.launch.options import Options
 from equipoise.search import Choice, Fixed, Point, Range, Space
 from equipoise.study import Study
 

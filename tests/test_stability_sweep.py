@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from equipoise.config_base import Leaf
-from equipoise.launch.conduct import Options
+from equipoise.launch.options import Options
 from equipoise.search import Point, coordinates, draw
 from equipoise.study import Study
 

@@ -17,7 +17,7 @@ import pytest
 from equipoise.config import DEFECTS, PUBLISHED, STUDY_2022, VESSEL, RunConfig
 from equipoise.config_base import Leaf
 from equipoise.figures import Run
-from equipoise.launch.conduct import Heads
+from equipoise.heads import Heads
 from equipoise.monitor import Finding, Verdict
 from equipoise.outcomes import Cell, Outcome
 from equipoise.study import Study

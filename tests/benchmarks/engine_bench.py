@@ -14,8 +14,8 @@ from pathlib import Path
 from measure import Result, seconds
 
 from equipoise.config import PUBLISHED, RunConfig
+from equipoise.heads import synthetic_store
 from equipoise.launch.cluster import Share, connect
-from equipoise.launch.conduct import synthetic_store
 from equipoise.launch.local import launch
 from equipoise.launch.ray_tune import Terms, search_points
 from equipoise.search import Range

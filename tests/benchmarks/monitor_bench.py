@@ -11,7 +11,7 @@ from measure import Result, paired
 
 from equipoise.batches import Cohort
 from equipoise.config import PUBLISHED
-from equipoise.launch.conduct import synthetic_store
+from equipoise.heads import synthetic_store
 from equipoise.monitor import Monitor, watched
 from equipoise.ranks import Ranks
 from equipoise.train import Run

@@ -9,8 +9,8 @@ from measure import Result, seconds
 
 from equipoise.account import Account
 from equipoise.config import PUBLISHED, RunConfig
+from equipoise.heads import synthetic_store
 from equipoise.launch.cluster import Share, connect, room
-from equipoise.launch.conduct import synthetic_store
 from equipoise.launch.ray_train import train
 from equipoise.launch.ray_tune import Terms, search_points
 from equipoise.search import Range

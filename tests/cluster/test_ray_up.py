@@ -21,7 +21,7 @@ import yaml
 from hosts import SHARED, UID, Host, furnish_python, laboratory, obstacle, wait_until
 
 from equipoise import checkpoint
-from equipoise.launch.conduct import synthetic_store
+from equipoise.heads import synthetic_store
 from equipoise.record import Record
 
 pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]

@@ -1,7 +1,8 @@
 """A study whose points depend on its seed alone, of runs long enough to be killed in; for `test_chaos.py`."""
 
 from equipoise.config import PUBLISHED
-from equipoise.launch.conduct import Options, main
+from equipoise.launch.conduct import main
+from equipoise.launch.options import Options
 from equipoise.search import Choice, Range
 from equipoise.study import Study
 

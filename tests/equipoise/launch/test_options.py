@@ -13,7 +13,9 @@ import pytest
 
 from equipoise.config import PUBLISHED
 from equipoise.config_base import Leaf
-from equipoise.launch.conduct import Options, _declared, _place, _saved, conduct, synthetic_store
+from equipoise.heads import synthetic_store
+from equipoise.launch.conduct import conduct
+from equipoise.launch.options import Options, declared, resumed, saved
 from equipoise.search import Choice, Range, Space
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
@@ -37,9 +39,9 @@ def declare(options: Options) -> Study:
 
 def test_a_resumed_study_has_the_script_s_own_flags_again_but_for_those_given_anew(tmp_path: Path) -> None:
     started = Own(results=tmp_path, rates=(1e-4, 1e-3), sifa=True, points=6, confirm_workers=0)
-    made = StudyFolder.create(tmp_path / "own", declare(started), "", _saved(started))
+    made = StudyFolder.create(tmp_path / "own", declare(started), "", saved(started))
     assert json.loads((tmp_path / "own" / "study.json").read_text())["options"]["rates"] == [1e-4, 1e-3]
-    folder, options = _place(declare, Own(results=tmp_path, resume=True, size=32))
+    folder, options = resumed(declare, Own(results=tmp_path, resume=True, size=32))
     assert folder is not None
     assert folder.folder == made.folder
     assert options == dataclasses.replace(started, resume=True, size=32)
@@ -47,7 +49,7 @@ def test_a_resumed_study_has_the_script_s_own_flags_again_but_for_those_given_an
 
 def test_a_study_that_is_not_resumed_has_the_options_it_was_given(tmp_path: Path) -> None:
     options = Own(results=tmp_path, size=32)
-    assert _place(declare, options) == (None, options)
+    assert resumed(declare, options) == (None, options)
 
 
 def test_points_that_a_study_does_not_take_are_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -113,16 +115,16 @@ def test_what_a_study_is_told_of_its_search_and_its_runs_is_checked_before_anyth
 
 
 def test_a_study_is_as_its_script_declares_it_but_for_what_the_command_line_says() -> None:
-    plain = _declared(declare, Options())
+    plain = declared(declare, Options())
     assert plain == declare(Options())
-    other = _declared(declare, Options(seeds=3, over_seeds="q20", sampler="QMCSampler", pruner="median", pareto=True))
+    other = declared(declare, Options(seeds=3, over_seeds="q20", sampler="QMCSampler", pruner="median", pareto=True))
     assert (other.seeds, other.over_seeds, other.sampler, other.pruner, other.pareto) == (
         3, "q20", "QMCSampler", "median", True,
     )  # fmt: skip
 
 
 def test_a_study_that_is_resumed_with_another_space_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
-    folder = StudyFolder.create(tmp_path / "own", declare(Options()), "", _saved(Options(results=tmp_path)))
+    folder = StudyFolder.create(tmp_path / "own", declare(Options()), "", saved(Options(results=tmp_path)))
     before = (folder.folder / "study.json").read_bytes()
 
     def other(options: Options) -> Study:
@@ -135,9 +137,9 @@ def test_a_study_that_is_resumed_with_another_space_is_refused_and_left_as_it_wa
 
 
 def test_a_study_s_exact_name_is_resumed_also_where_later_ones_are_numbered_after_it(tmp_path: Path) -> None:
-    first = StudyFolder.create(tmp_path / "own", declare(Options()), "", _saved(Options(results=tmp_path)))
-    later = StudyFolder.create(tmp_path / "own-2", declare(Options()), "", _saved(Options(results=tmp_path)))
+    first = StudyFolder.create(tmp_path / "own", declare(Options()), "", saved(Options(results=tmp_path)))
+    later = StudyFolder.create(tmp_path / "own-2", declare(Options()), "", saved(Options(results=tmp_path)))
     for name, want in ((None, later), ("own", first), ("own-2", later)):
-        found, _ = _place(declare, Options(results=tmp_path, resume=True, name=name))
+        found, _ = resumed(declare, Options(results=tmp_path, resume=True, name=name))
         assert found is not None
         assert found.folder == want.folder

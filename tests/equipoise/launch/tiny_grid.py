@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from equipoise.config import PUBLISHED
-from equipoise.launch.conduct import Heads, Options, main
+from equipoise.heads import Heads
+from equipoise.launch.conduct import main
+from equipoise.launch.options import Options
 from equipoise.study import Study, StudyFolder
 
 

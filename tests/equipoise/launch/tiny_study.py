@@ -1,7 +1,8 @@
 """A study of seconds, for tests that start, kill and resume the real thing."""
 
 from equipoise.config import PUBLISHED
-from equipoise.launch.conduct import Options, main
+from equipoise.launch.conduct import main
+from equipoise.launch.options import Options
 from equipoise.search import Choice, Range, Space
 from equipoise.study import Study
 
