@@ -110,7 +110,7 @@ def test_a_killed_process_is_dead_at_once_and_leaves_its_last_sign_of_life(tmp_p
 
 
 def test_a_killed_process_is_dead_though_a_child_that_it_forked_lives(tmp_path: Path) -> None:
-    work = "child = os.fork() or time.sleep(600); print(child, flush=True); time.sleep(600)"
+    work = "os.fork() or print(os.getpid(), flush=True); time.sleep(600)"
     with driver(tmp_path, work) as (process, name):
         assert process.stdout
         child = int(process.stdout.readline())
