@@ -1,7 +1,10 @@
-"""What a study's engine costs: a run in it against the run alone, warm workers against cold, ten thousand runs."""
+"""What a study's engine costs: a run in it against the run alone, warm workers against cold, ten thousand runs; and
+what its search spends against Ray's own.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -36,6 +39,7 @@ def engine(scratch: Path) -> Iterator[Result]:
         yield from _overhead(scratch, store, run)
         yield from _warmth(scratch, store, run.having({"steps": 4, "evaluations": 1}))
     yield from _scale(Path("/dev/shm") if Path("/dev/shm").is_dir() else scratch)
+    yield from _search()
 
 
 def _overhead(scratch: Path, store: Path, run: RunConfig) -> Iterator[Result]:
@@ -92,4 +96,20 @@ def _scale(scratch: Path) -> Iterator[Result]:
     yield Result(
         "engine.sim10k_flatness", statistics.median(each[-3:]) / statistics.median(each[1:4]), "time a run",
         "the first runs", f"median of tenths 8-10 over 2-4; each: {' '.join(f'{s:.2f}' for s in each)} s",
+    )  # fmt: skip
+
+
+def _search() -> Iterator[Result]:
+    """The study's own comparison, on its table of recorded runs."""
+    script = Path(__file__).parents[2] / "studies" / "search_quality.py"
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None
+    assert spec.loader is not None
+    study = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = study  # where dataclasses look their annotations up
+    spec.loader.exec_module(study)
+    found = study.cost_vs_stock()
+    yield Result(
+        "engine.cost_vs_stock_asha", found.middle, "device-seconds", study.STOCK,
+        f"until {study.NEARLY}, {study.SEEDS} seeds: {found.words('.2f')}, an upper bound where stock never got there",
     )  # fmt: skip

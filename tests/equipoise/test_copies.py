@@ -135,6 +135,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny: RunConfig, cohor
     return Record(folder)
 
 
+def test_a_verdict_that_the_study_gave_later_is_copied_by_whoever_asks(
+    tiny: RunConfig, cohort: Cohort, tmp_path: Path
+) -> None:
+    url = str(tmp_path / "copies")
+    record = stopped(tmp_path / "run", tiny, cohort, Keeping(copies=url), 4)
+    record.close(Verdict("censored", 4, tiny.steps, None))
+    for _ in range(2):  # the second time there is nothing to do
+        Copies.of(record.folder, url).end()
+        assert contents(Place.at(f"{url}/run"))["verdict.json"] == (record.folder / "verdict.json").read_bytes()
+
+
 # --- a folder that is lost --------------------------------------------------------------------------------------------
 
 

@@ -351,9 +351,15 @@ SWITCHES: dict[str, Mapping[str, Leaf]] = {
 } | {name: setting for name, setting in DEFECTS.items() if all(path.startswith("net.") for path in setting)}
 
 
+@pytest.fixture(scope="module")
+def plain(tiny: RunConfig, cohort: Cohort) -> list[Progress]:
+    """Four steps without any switch."""
+    return list(fit(tiny.at("steps", 4), cohort))
+
+
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_every_switch_trains_and_continues_bit_for_bit(
-    switch: str, tiny: RunConfig, cohort: Cohort, store: Store
+    switch: str, tiny: RunConfig, cohort: Cohort, store: Store, plain: list[Progress]
 ) -> None:
     config = tiny.at("steps", 4).having(SWITCHES[switch])
     cohort = Cohort(store, config, CPU) if config.data != tiny.data else cohort
@@ -361,7 +367,6 @@ def test_every_switch_trains_and_continues_bit_for_bit(
     resumed = list(fit(config, cohort, resume=stopped(config, cohort, 2)))
     assert [p.signals for p in resumed] == [p.signals for p in whole[2:]]
     assert all(math.isfinite(v) for p in whole for v in p.signals.values())
-    plain = list(fit(tiny.at("steps", 4), Cohort(store, tiny, CPU)))
     ours, theirs = whole[-1].state().shared["net"], plain[-1].state().shared["net"]
     same = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not same or [p.signals for p in whole] != [p.signals for p in plain], "the switch changes something"

@@ -31,6 +31,7 @@ from ray.tune.search import Searcher
 
 from equipoise import checkpoint
 from equipoise.config import RunConfig
+from equipoise.copies import Copies
 from equipoise.keeping import Keeping
 from equipoise.launch.cluster import Share
 from equipoise.launch.ledger import PATIENCE, Assignment, Ledger
@@ -200,6 +201,9 @@ def search_points(folder: StudyFolder, study: Study, store: str | Path, terms: T
             break
     # After Ctrl-C workers hold their records until Ray has gone: a resume settles those.
     ledger.settle(0 if ledger.unfinished else PATIENCE)
+    for record in folder.records():
+        if record.verdict is not None and record.verdict.kind == "censored":  # given by the ledger, and so not copied
+            Copies.of(record.folder, terms.keeping.copies).end()
     return ledger
 
 

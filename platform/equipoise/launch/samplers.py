@@ -112,6 +112,7 @@ class Remembering(BaseSampler):
         """Args: the sampler that is asked, how many points it may see, and what is known of them."""
         self.inner, self._memory = inner, memory
         self._merits = {} if merits is None else merits
+        self._shown: _Memory | None = None
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> Any:
         """See Optuna."""
@@ -134,20 +135,29 @@ class Remembering(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
     def _seen(self, study: Any) -> Any:
-        return _Memory(study, self._memory, self._merits)
+        """What is seen of the study: the same for a whole proposal."""
+        if self._shown is None or self._shown.study is not study:
+            self._shown = _Memory(study, self._memory, self._merits)
+        return self._shown
 
 
 class _Memory:
-    """A study with its best and its newest trials only; all else as it is."""
+    """A study with its best and its newest trials only, looked up once; all else as it is."""
 
     def __init__(self, study: optuna.Study, memory: int, merits: Merits) -> None:
-        self._study, self._memory, self._merits = study, memory, merits
+        self.study, self._memory, self._merits = study, memory, merits
+        self._found: dict[Any, list[FrozenTrial]] = {}
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
+        return getattr(self.study, name)
 
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
-        trials = self._study._get_trials(deepcopy, states, use_cache)
+        asked = deepcopy, tuple(states) if states else None, use_cache
+        if asked not in self._found:
+            self._found[asked] = self._chosen(self.study._get_trials(deepcopy, states, use_cache))
+        return self._found[asked]
+
+    def _chosen(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
         if len(trials) <= self._memory:
             return trials
         older, newest = trials[: -self._memory // 2], trials[-self._memory // 2 :]

@@ -179,7 +179,7 @@ def test_a_grid_runs_every_point_tells_its_own_table_and_is_not_confirmed(tmp_pa
 
 
 def test_online_without_a_key_falls_back_to_offline_and_says_so(store: Path, tmp_path: Path) -> None:
-    line = [*command(store, tmp_path, "--points", "1", "--confirm-workers", "0"), "--wandb", "online"]
+    line = [*command(store, tmp_path, "--points", "1", "--steps", "4", "--confirm-workers", "0"), "--wandb", "online"]
     done = subprocess.run(line, env=ENVIRONMENT | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "W&B offline: online was asked for but there is no API key" in done.stdout

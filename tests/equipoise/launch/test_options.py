@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from equipoise.config import PUBLISHED
 from equipoise.config_base import Leaf
 from equipoise.heads import synthetic_store
-from equipoise.launch.conduct import conduct
+from equipoise.launch.conduct import conduct, mistakes_told
 from equipoise.launch.options import Options, declared, resumed, saved
 from equipoise.search import Choice, Range, Space
 from equipoise.study import Study, StudyFolder
@@ -143,3 +145,22 @@ def test_a_study_s_exact_name_is_resumed_also_where_later_ones_are_numbered_afte
         found, _ = resumed(declare, Options(results=tmp_path, resume=True, name=name))
         assert found is not None
         assert found.folder == want.folder
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """What signals do is as before after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_what_a_scheduler_sends_ends_a_study_as_ctrl_c_does(handler: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    signal.signal(signal.SIGINT, handler)
+    with pytest.raises(SystemExit) as end, mistakes_told():
+        signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 130
+    assert "add --resume to continue" in capsys.readouterr().err

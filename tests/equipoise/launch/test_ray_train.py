@@ -41,7 +41,7 @@ def numbers(record: Record) -> list[Row]:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_run_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_numbers(store: Path, tmp_path: Path) -> None:
-    config = PUBLISHED.at("net.width", 0.0625).at("batch", 4).at("pool", 3).at("steps", 60).at("evaluations", 6)
+    config = PUBLISHED.at("net.width", 0.0625).at("batch", 4).at("pool", 3).at("steps", 30).at("evaluations", 3)
     config = config.at("workers", 2).at("data.cohort", Store.open(store).fingerprint)
     whole, harmed = (Record(tmp_path / "runs" / name) for name in ("whole", "harmed"))
     with connect(None):
@@ -58,7 +58,7 @@ def test_a_run_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_numbe
         thread.join()
     assert whole.verdict is not None
     assert whole.verdict == harmed.verdict
-    assert [row["step"] for row in harmed.rows()] == list(range(1, 61))
+    assert [row["step"] for row in harmed.rows()] == list(range(1, 31))
     assert numbers(harmed) == numbers(whole)
 
 

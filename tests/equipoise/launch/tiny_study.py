@@ -15,12 +15,12 @@ SPACE: Space = {
 
 
 def declare(options: Options) -> Study:
-    """Five points of 80 steps on whatever store is given."""
-    run = PUBLISHED.at("net.width", 0.0625).at("batch", 2).at("pool", 4).at("steps", options.steps or 80)
+    """Five points of 40 steps on whatever store is given."""
+    run = PUBLISHED.at("net.width", 0.0625).at("batch", 2).at("pool", 4).at("steps", options.steps or 40)
     return Study(
         name="tiny",
         question="Does the path hold?",
-        run=run.at("evaluations", 8).at("workers", options.workers_per_run),
+        run=run.at("evaluations", 4).at("workers", options.workers_per_run),
         space=SPACE,
         first=({"optim.lr": 2e-4}, {"optim.lr": 2e-3, "loss.adversarial": "hinge", "optim.beta2": 0.99}),
         labels=("inside the space", "outside"),
