@@ -1,4 +1,4 @@
-"""Which tests may run at the same time: `make test` has one process a core.
+"""Which tests may run at the same time, and a small disk: `make test` has one process a core.
 
 Files go to processes whole, so that what a file shares is made once. All that starts Ray goes to one of them, since two
 Rays at once are slower than one after the other; but for the hosts of network namespaces, which mostly wait.
@@ -6,6 +6,9 @@ Rays at once are slower than one after the other; but for the hosts of network n
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+SmallDisk = Callable[[Path, str], AbstractContextManager[Path]]
 
 
 class Groups(LoadScopeScheduling):
@@ -34,3 +38,22 @@ def group(path: str) -> str:
     """The group of a file, by its path from the root: its own, or that of all which start Ray."""
     text = (ROOT / path).read_text()
     return "ray" if "mark.ray" in text and "mark.cluster" not in text else path
+
+
+@pytest.fixture
+def small_disk() -> SmallDisk:
+    """Mount a file system of a given size on a new folder; needs the right to."""
+
+    @contextmanager
+    def mounted(folder: Path, size: str) -> Iterator[Path]:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"a small disk needs the right to mount one: {done.stderr.strip()}")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+    return mounted

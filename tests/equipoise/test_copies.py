@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from slicestore.place import Folder, Place
 
 CPU = torch.device("cpu")
 BUCKET = "runs"
+SmallDisk = Callable[[Path, str], AbstractContextManager[Path]]
 
 
 class Server:
@@ -311,14 +313,14 @@ def test_what_is_wrong_with_a_place_is_told_before_anything_is_trained(
 
 
 def test_a_disk_for_copies_that_is_full_costs_the_run_nothing_and_the_copy_before_still_counts(
-    tmp_path: Path, tiny: RunConfig, cohort: Cohort, undisturbed: Record, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    small_disk: SmallDisk,
+    tiny: RunConfig,
+    cohort: Cohort,
+    undisturbed: Record,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", str(disk)]  # a checkpoint is of 3 MB
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk needs the right to mount one")
-    try:
+    with small_disk(tmp_path / "disk", "5m") as disk:  # a checkpoint is of 3 MB
         keeping, record = Keeping(copies=str(disk)), Record(tmp_path / "run")
         list(recorded(record.folder, tiny, cohort, keeping=keeping))
         same_run(record, undisturbed)
@@ -330,8 +332,6 @@ def test_a_disk_for_copies_that_is_full_costs_the_run_nothing_and_the_copy_befor
         subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
         assert [p.step for p in recorded(record.folder, tiny, cohort, keeping=keeping)] == [5, 6, 7, 8]
         same_run(record, undisturbed)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_copy_that_takes_long_holds_up_no_step_and_there_is_one_at_a_time(

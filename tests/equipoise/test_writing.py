@@ -26,27 +26,7 @@ from equipoise.train import Progress
 from equipoise.writing import append, refusal, told, write
 from slicestore.errors import InputError
 
-SmallDisk = Callable[[str], AbstractContextManager[Path]]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> SmallDisk:
-    """Mount a file system of a given size; needs the right to."""
-
-    @contextmanager
-    def mounted(size: str) -> Iterator[Path]:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"a small disk needs the right to mount one: {done.stderr.strip()}")
-        try:
-            yield folder
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
-
-    return mounted
+SmallDisk = Callable[[Path, str], AbstractContextManager[Path]]
 
 
 def remount(folder: Path, option: str) -> None:
@@ -103,8 +83,10 @@ def test_a_line_never_joins_a_torn_one(tmp_path: Path) -> None:
         assert path.read_text() == torn[: torn.rfind("\n") + 1] + "new\n"
 
 
-def test_a_line_that_does_not_fit_leaves_those_before_and_nothing_of_itself(small_disk: SmallDisk) -> None:
-    with small_disk("64k") as disk:
+def test_a_line_that_does_not_fit_leaves_those_before_and_nothing_of_itself(
+    tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         path = disk / "signals.jsonl"
         append(path, "first\n")
         with filled(disk, 0):
@@ -118,8 +100,9 @@ def test_a_line_that_does_not_fit_leaves_those_before_and_nothing_of_itself(smal
 
 def test_a_file_that_cannot_be_replaced_stays_as_it_was_and_no_half_of_another_fills_the_disk(
     small_disk: SmallDisk,
+    tmp_path: Path,
 ) -> None:
-    with small_disk("64k") as disk:
+    with small_disk(tmp_path / "disk", "64k") as disk:
         write(disk / "returns.json", "old")
         with filled(disk, 8192), pytest.raises(InputError, match="no room"):
             write(disk / "returns.json", "n" * 20_000)
@@ -127,8 +110,10 @@ def test_a_file_that_cannot_be_replaced_stays_as_it_was_and_no_half_of_another_f
         assert [path.name for path in disk.iterdir()] == ["returns.json"]
 
 
-def test_a_checkpoint_that_does_not_fit_does_not_count_and_the_ones_before_stay(small_disk: SmallDisk) -> None:
-    with small_disk("256k") as disk:
+def test_a_checkpoint_that_does_not_fit_does_not_count_and_the_ones_before_stay(
+    tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    with small_disk(tmp_path / "disk", "256k") as disk:
         small, large = (State({"w": torch.randn(count)}, {"rng": torch.zeros(3)}) for count in (100, 100_000))
         for step in (1, 2):
             checkpoint.save(disk, step, small, Ranks())
@@ -141,9 +126,11 @@ def test_a_checkpoint_that_does_not_fit_does_not_count_and_the_ones_before_stay(
         assert torch.equal(checkpoint.load(disk / "step-000003", 0).shared["w"], small.shared["w"])
 
 
-def test_panels_and_a_verdict_that_do_not_fit_are_told_by_name(small_disk: SmallDisk, tiny: RunConfig) -> None:
+def test_panels_and_a_verdict_that_do_not_fit_are_told_by_name(
+    tmp_path: Path, small_disk: SmallDisk, tiny: RunConfig
+) -> None:
     noise = np.random.default_rng(0).random((2, 64, 64), dtype=np.float32)
-    with small_disk("512k") as disk:
+    with small_disk(tmp_path / "disk", "512k") as disk:
         record = Record(disk / "run")
         record.open(tiny, torch.device("cpu"))
         with filled(disk, 0):
@@ -163,7 +150,7 @@ def test_a_run_whose_disk_fills_up_goes_on_to_the_same_numbers_once_there_is_roo
 ) -> None:
     config = tiny.at("evaluations", 4)  # checkpoints of 3 MB after 2, 4, 6, 8
     list(recorded(tmp_path / "whole", config, cohort))
-    with small_disk("5m") as disk:
+    with small_disk(tmp_path / "disk", "5m") as disk:
         record = Record(disk / "run")
         with pytest.raises(InputError) as error:
             list(recorded(record.folder, config, cohort))
@@ -180,9 +167,9 @@ def test_a_run_whose_disk_fills_up_goes_on_to_the_same_numbers_once_there_is_roo
 
 
 def test_a_disk_that_became_read_only_is_told_and_the_record_stays_readable(
-    small_disk: SmallDisk, tiny: RunConfig, cohort: Cohort
+    small_disk: SmallDisk, tmp_path: Path, tiny: RunConfig, cohort: Cohort
 ) -> None:
-    with small_disk("20m") as disk:
+    with small_disk(tmp_path / "disk", "20m") as disk:
         record = Record(disk / "run")
         record.open(tiny, torch.device("cpu"))
         record.add(progress(1))

@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -130,22 +129,3 @@ def as_nobody() -> Iterator[Callable[[], AbstractContextManager[Path]]]:
 
     yield nobody
     shutil.rmtree(folder)
-
-
-@pytest.fixture
-def small_disk() -> Callable[[Path, str], AbstractContextManager[Path]]:
-    """Mount a file system of a given size on a new folder; needs the right to."""
-
-    @contextmanager
-    def mounted(folder: Path, size: str) -> Iterator[Path]:
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"a small disk needs the right to mount one: {done.stderr.strip()}")
-        try:
-            yield folder
-        finally:
-            subprocess.run(["umount", str(folder)], check=True)
-
-    return mounted
