@@ -94,7 +94,7 @@ def diverged_late(outcome: Outcome) -> None:
 
 def stopped(outcome: Outcome) -> None:
     trial = outcome.points["stopped"]
-    assert (trial.state.name, trial.intermediate_values) == ("PRUNED", {100: 0.1})
+    assert (trial.state.name, trial.intermediate_values) == ("PRUNED", {100: 0.1, 200: 0.1})
 
 
 def killed_once(outcome: Outcome) -> None:

@@ -142,29 +142,29 @@ def test_a_run_stopped_for_its_dice_is_pruned_with_what_it_reported_and_its_reco
     stops = []
     for rank, point in enumerate(points):
         assert point is not None
-        stops.append(ledger.hear(point, 100, 0.9 - 0.2 * rank, 1.0))
+        stops.append(ledger.hear(point, 200, 0.9 - 0.2 * rank, 1.0))
     assert stops == [False, False, True, True]  # the better half goes on, and so do both first points
     last = points[-1]
     assert last is not None
-    ledger.close(run(folder, last, 0.3, None, 100))
+    ledger.close(run(folder, last, 0.3, None, 200))
     ledger.settle()
     trial = trials(folder)[last.number]
     assert trial.state is TrialState.PRUNED
-    assert trial.intermediate_values == {100: pytest.approx(0.3)}
+    assert trial.intermediate_values == {200: pytest.approx(0.3)}
     assert trial.user_attrs["verdict"] == "censored"
     closed = Record(folder.runs / last.name).verdict
     assert closed is not None
-    assert (closed.kind, closed.step) == ("censored", 100)
+    assert (closed.kind, closed.step) == ("censored", 200)
 
 
 def test_a_stopped_run_is_closed_only_when_its_worker_has_let_go_of_it(folder: StudyFolder) -> None:
     ledger = Ledger(folder, STUDY)
     point = ledger.ask()
     assert point is not None
-    ledger.hear(point, 100, 0.5, 1.0)
+    ledger.hear(point, 200, 0.5, 1.0)
     record = Record(folder.runs / point.name)
     with record.locked():
-        ledger.close(run(folder, point, 0.5, None, 100))
+        ledger.close(run(folder, point, 0.5, None, 200))
         ledger.settle(patience=0)
         assert record.verdict is None
     Ledger(folder, STUDY).ask()  # a resumed study settles what the killed one could not
@@ -176,10 +176,10 @@ def test_stability_counts_when_runs_are_compared(folder: StudyFolder) -> None:
     points = [ledger.ask() for _ in range(4)]
     for point in points[:3]:
         assert point is not None
-        ledger.hear(point, 100, 0.5, 1.0)
+        ledger.hear(point, 200, 0.5, 1.0)
     shaky = points[3]
     assert shaky is not None
-    assert ledger.hear(shaky, 100, 0.9, 0.1)
+    assert ledger.hear(shaky, 200, 0.9, 0.1)
 
 
 def test_nothing_is_stopped_for_its_dice_before_the_first_rung(folder: StudyFolder) -> None:
@@ -187,7 +187,7 @@ def test_nothing_is_stopped_for_its_dice_before_the_first_rung(folder: StudyFold
     for quality in (0.9, 0.9, 0.9, 0.0):
         point = ledger.ask()
         assert point is not None
-        assert not ledger.hear(point, 50, quality, 1.0)
+        assert not ledger.hear(point, 100, quality, 1.0)
 
 
 def test_lost_machines_are_a_failure_and_never_held_against_the_settings(folder: StudyFolder) -> None:
@@ -283,7 +283,7 @@ def test_a_grid_asks_for_every_point_once_and_stops_none_for_its_dice(tmp_path: 
     assert asked == [(1e-4, 0), (1e-4, 1), (1e-3, 0), (1e-3, 1)]
     for rank, point in enumerate(points):
         assert point is not None
-        assert not ledger.hear(point, 100, 0.9 - 0.2 * rank, 1.0)
+        assert not ledger.hear(point, 200, 0.9 - 0.2 * rank, 1.0)
 
 
 def test_controls_that_a_short_study_left_out_come_first_when_it_goes_on(tmp_path: Path) -> None:
@@ -364,10 +364,10 @@ def test_a_second_seed_is_not_compared_with_other_points(tmp_path: Path) -> None
     folder = StudyFolder.create(tmp_path / "study", SEEDS, "test", {})
     ledger = Ledger(folder, SEEDS)
     first, rival = asked(ledger), asked(ledger)
-    ledger.hear(rival, 100, 0.9, 1.0)
+    ledger.hear(rival, 200, 0.9, 1.0)
     ledger.close(run(folder, first, 0.8, stable()))
     second = asked(ledger)
-    assert not ledger.hear(second, 100, 0.0, 1.0)
+    assert not ledger.hear(second, 200, 0.0, 1.0)
     assert trials(folder)[0].intermediate_values == {}
 
 
@@ -400,7 +400,7 @@ def test_a_pareto_study_tells_dice_and_stability_and_stops_nothing_for_its_dice(
     folder = StudyFolder.create(tmp_path / "study", study, "test", {})
     ledger = Ledger(folder, study)
     points = [asked(ledger) for _ in range(4)]
-    assert not any(ledger.hear(point, 100, 0.9 - 0.2 * rank, 1.0) for rank, point in enumerate(points))
+    assert not any(ledger.hear(point, 200, 0.9 - 0.2 * rank, 1.0) for rank, point in enumerate(points))
     ledger.close(run(folder, points[0], 0.9, stable(0.5)))
     ledger.close(run(folder, points[1], 0.7, stable(0.95)))
     ledger.close(run(folder, points[2], 0.8, Verdict("diverged", 100, 400, 0.25), 100))
@@ -417,12 +417,12 @@ def test_the_median_pruner_stops_what_falls_behind_half_of_those_that_ended_and_
     ledger = Ledger(folder, study)
     for dice in (0.5, 0.6, 0.7, 0.8):
         point = asked(ledger)
-        assert not ledger.hear(point, 100, dice, 1.0)
+        assert not ledger.hear(point, 200, dice, 1.0)
         ledger.close(run(folder, point, dice, stable()))
     early, worse, better = asked(ledger), asked(ledger), asked(ledger)
-    assert not ledger.hear(early, 50, 0.0, 1.0)
-    assert ledger.hear(worse, 100, 0.6, 1.0)
-    assert not ledger.hear(better, 100, 0.7, 1.0)
+    assert not ledger.hear(early, 100, 0.0, 1.0)
+    assert ledger.hear(worse, 200, 0.6, 1.0)
+    assert not ledger.hear(better, 200, 0.7, 1.0)
 
 
 @pytest.mark.parametrize("pruner", ["asha", "median"])
@@ -432,11 +432,11 @@ def test_a_dice_that_is_not_finite_stops_a_run_at_the_first_rung(tmp_path: Path,
     ledger = Ledger(folder, study)
     for _ in range(4):
         point = asked(ledger)
-        ledger.hear(point, 100, 0.5, 1.0)
+        ledger.hear(point, 200, 0.5, 1.0)
         ledger.close(run(folder, point, 0.5, stable()))
     lost = asked(ledger)
-    assert ledger.hear(lost, 100, float("nan"), 1.0)
-    assert str(trials(folder)[lost.number].intermediate_values) == "{100: nan}"
+    assert ledger.hear(lost, 200, float("nan"), 1.0)
+    assert str(trials(folder)[lost.number].intermediate_values) == "{200: nan}"
 
 
 def test_without_a_pruner_nothing_is_stopped(tmp_path: Path) -> None:
@@ -444,7 +444,7 @@ def test_without_a_pruner_nothing_is_stopped(tmp_path: Path) -> None:
     folder = StudyFolder.create(tmp_path / "study", study, "test", {})
     ledger = Ledger(folder, study)
     points = [asked(ledger) for _ in range(4)]
-    assert not any(ledger.hear(point, 100, 0.9 - 0.2 * rank, 1.0) for rank, point in enumerate(points))
+    assert not any(ledger.hear(point, 200, 0.9 - 0.2 * rank, 1.0) for rank, point in enumerate(points))
 
 
 # --- several sessions -------------------------------------------------------------------------------------------------
