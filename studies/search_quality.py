@@ -8,42 +8,44 @@ hinge, instance norm or none in the images' networks and in the critics, heads o
 clipped or not; and 16 of them with a second seed. Searches replay it in virtual time, four runs at a time, each with
 the real code of its searcher and scheduler: our `Ledger` on a study's folder; Ray's OptunaSearch and ASHA as Tune's
 controller calls them, rungs and sampler at their defaults (rungs at looks 1 and 4 of 8, a quarter goes on) and with our
-rungs (looks 2 and 4, half goes on); chance, drawing with repeats or shuffling the grid. Without our alarm a run that
+rungs (look 4, half goes on); chance, drawing with repeats or shuffling the grid. Without our alarm a run that
 diverges costs all its steps and keeps its last Dice. Goals are the table's highest Dice with S of at least .9, or near
 it. Every search judges 192 points; 20 seeds; medians with binomial intervals of 95 %, "never" where a goal was not
 reached. A multiple of stock's computing is a ratio of medians with a bootstrap interval, in which a search that never
 got there counts with all it spent: where half of stock's did not, it is an upper bound.
 
 Finding (table: 27 November 2026, commit 8dde2ad, `--record`, two shared AMD EPYC cores, torch 2.13; replay: 28 November
-2026, working tree on e811016, the same machine, nine minutes). Our search gets there in 17 of 20 seeds where stock does
-in 8, at no more than .20 (.11 to 1.04) of its computing; but it does not beat chance here, and its own pruner is why.
+2026, commit e66ead8, the same machine, nine minutes). Our search gets there in 19 of 20 seeds where stock does in 8,
+at no more than .16 (.06 to .71) of its computing: as soon as chance does, and no sooner. Without its pruner it takes
+two thirds of that.
 
 Until a feasible run within 5 % of the best has ended (13 of the 192 are such), points and computing in whole runs:
 
                                    reached   points            whole runs          x stock's device-time   less:more
-    Equipoise                      17 of 20  32 (17-83)        14.8 (7.9-42.8)     <= 0.20 (0.11-1.04)     13:6
+    Equipoise                      19 of 20  20 (8-29)          12.2 (4.0-17.9)     <= 0.16 (0.06-0.71)   15:4
     Equipoise, no pruner           20 of 20  10 (7-16)          8.0 (4.0-12.0)     <= 0.10 (0.05-0.51)     18:2
     stock ASHA + OptunaSearch       8 of 20  never (38-never)  never (12.5-never)  1
     stock, and our alarm            8 of 20  never (33-never)  never (10.0-never)                           6:3
-    stock, our alarm and rungs     17 of 20  38 (27-79)        18.9 (13.9-38.8)    <= 0.25 (0.18-1.45)     11:7
+    stock, our alarm and rungs     20 of 20  30 (23-34)         18.2 (13.5-21.5)    <= 0.23 (0.17-1.20)   13:7
     OptunaSearch alone             20 of 20  20 (8-28)         20.0 (8.0-28.0)     <= 0.26 (0.14-1.43)     13:7
     random                         20 of 20  12 (4-20)         12.0 (4.0-20.0)     <= 0.16 (0.08-1.00)     13:7
     random, and our alarm          20 of 20  14 (5-23)         10.0 (4.0-16.9)     <= 0.14 (0.07-0.80)     15:5
     shuffled grid, and our alarm   20 of 20  12 (6-18)          7.9 (4.0-12.7)     <= 0.11 (0.05-0.62)     16:4
 
-Within 2 % (4 runs; points): Equipoise 102 (76-never), without pruner 41 (19-60), stock never, with our rungs never,
-OptunaSearch alone 34 (24-64), random 38 (21-66), shuffled grid 22 (12-39). The very best: 2 of 20 Equipoise, 13 without
+Within 2 % (4 runs; points): Equipoise 142 (85-never), without pruner 41 (19-60), stock never, with our rungs never,
+OptunaSearch alone 34 (24-64), random 36 (20-60), shuffled grid 22 (12-39). The very best: 3 of 20 Equipoise, 13 without
 pruner, 0 stock, 10 random, all 20 shuffled. What is recommended after all points is feasible in 20 of 20 Equipoise, 8
-of 20 stock, 17 of 20 random without verdicts. Until a first feasible recommendation stock is the quickest (1.5 whole
-runs against 4.0), since it recommends runs that it stopped.
+of 20 stock, 17 of 20 random without verdicts; its Dice is .983 of the best, 1 without pruner. Until a first feasible
+recommendation stock is the quickest (1.5 whole runs against 4.0), since it recommends runs that it stopped.
 
-Why: of feasible runs the Dice at a quarter and at half of the run agrees with the last one by rank correlations of .41
-and .53; the second best run has a Dice of 0 until step 60 of 96. Halving by such a Dice stops the best points, and
-since the table gives a point the same curve again, for good. On 40 other seeds (1000-1039, a twin of the ledger in
-memory), device-seconds to within 5 %, mean: with our rungs 519 (9 of 40 never), first rung at half 267, at three
-quarters 182, no pruner 163, random 160. And 192 points are but 98 different ones, since TPE proposes judged points
-again: were these not run again, all 40 get there (221 s with our rungs, 179 with the first at half), and to within 2 %
-all 40 instead of 26. The sampler's own settings matter little here: 10 or 16 points to start with make no difference.
+Why the first rung is at half: of feasible runs the Dice at a quarter and at half of the run agrees with the last one by
+rank correlations of .41 and .53; the second best run has a Dice of 0 until step 60 of 96. Halving by such a Dice stops
+the best points, and since the table gives a point the same curve again, for good. With a first rung at a quarter, as
+here until then, ours got there in 17 of 20 after 14.8 (7.9 to 42.8) whole runs. On 40 other seeds (1000-1039, a twin of
+the ledger in memory), device-seconds to within 5 %, mean: rungs at a quarter and half 519 (9 of 40 never), at half 267,
+at three quarters 182, no pruner 163, random 160. And 192 points are but 98 different ones, since TPE proposes judged
+points again: were these not run again, all 40 get there (179 s with the rung at half), and to within 2 % all 40 instead
+of 26. The sampler's own settings matter little here: 10 or 16 points to start with make no difference.
 
 What limits it: one small table, whose Dice of the same settings differs between seeds by a standard deviation of .087,
 so that "the best" is in part luck that no search can foresee; 96 steps at 32 x 32, where a Dice presumably swings more
