@@ -63,8 +63,8 @@ class Options:
     sampler: str | None = None
     """Optuna's sampler that proposes points, by the name of its class; TPESampler by default."""
     pruner: PrunerName | None = None
-    """What stops runs that fall behind in Dice x S at half of their steps: asha (default), median, or none, which found the
-    best sooner where it was measured, on short runs (`studies/search_quality.py`)."""
+    """What stops runs that fall behind in Dice x S: asha (default), at half of their steps; median; or none, which
+    found the best sooner where it was measured, on short runs (`studies/search_quality.py`)."""
     pareto: bool = False
     """Search for points that nothing beats in both Dice and S, instead of the best Dice with an S of .9; runs are then
     stopped by the monitor alone."""
