@@ -40,6 +40,7 @@ from equipoise import search, seeds
 from equipoise.config import RunConfig
 from equipoise.launch import samplers
 from equipoise.launch.journal import name_in, storage
+from equipoise.launch.trials import Trials
 from equipoise.monitor import Horizon, Verdict
 from equipoise.record import Record
 from equipoise.search import Point
@@ -116,7 +117,8 @@ class Ledger:
             if not known:
                 self._optuna.set_user_attr("question", study.question)
                 self._enqueue(study)
-        self._merits: samplers.Merits = {}
+        self._trials = Trials(self._optuna)
+        self._memory = samplers.Memory(self._trials)
         self._open: dict[int, _Open] = {}
         self._more: deque[Assignment] = deque()
         pruned = self._optuna.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
@@ -144,13 +146,14 @@ class Ledger:
     @property
     def asked(self) -> int:
         """Points that have been given out, ended or not."""
-        return sum(t.state is not TrialState.WAITING for t in self._optuna.get_trials(deepcopy=False))
+        waiting = sum(trial.state is TrialState.WAITING for trial in self._trials.open())
+        return len(self._trials.read()) - waiting
 
     @property
     def unfinished(self) -> int:
         """Points without a final state, asked or not: what a resume has left to do."""
-        done = sum(t.state.is_finished() for t in self._optuna.get_trials(deepcopy=False))
-        return self.study.points - done
+        self._trials.read()
+        return self.study.points - len(self._trials.ended)
 
     @property
     def failed(self) -> int:
@@ -259,7 +262,9 @@ class Ledger:
 
     def _left(self) -> optuna.trial.Trial | None:
         """A point that a session which has ended left unfinished."""
-        for trial in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._trials.open():
+            if trial.state is not TrialState.RUNNING:
+                continue
             session = str(trial.user_attrs.get("session", ""))
             ours = session == self._session and trial.number in self._open
             others = session != self._session and alive(self.folder.folder, session)
@@ -275,7 +280,7 @@ class Ledger:
         """The study with the sampler that proposes this point."""
         study = self.study
         self._optuna.sampler = samplers.sampler(
-            study.sampler, seed=study.seed, number=number, points=study.points, merits=self._merits
+            study.sampler, seed=study.seed, number=number, points=study.points, memory=self._memory
         )
         return self._optuna
 

@@ -19,6 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from equipoise import search
+from equipoise.launch.trials import Trials
 from equipoise.study import Study
 from slicestore.errors import InputError
 
@@ -79,11 +80,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
-Merits = dict[int, tuple[bool, float]]
-"""How good points are, by their numbers, as far as that has been worked out."""
-
-
-def sampler(name: str, *, seed: int, number: int, points: int, merits: Merits | None = None) -> BaseSampler:
+def sampler(name: str, *, seed: int, number: int, points: int, memory: Memory | None = None) -> BaseSampler:
     """The sampler that proposes one point.
 
     Args:
@@ -91,7 +88,7 @@ def sampler(name: str, *, seed: int, number: int, points: int, merits: Merits | 
         seed: of the study.
         number: of the point.
         points: of the study in all.
-        merits: what earlier proposals of the same study worked out.
+        memory: what it may see of the study; all of it by default.
     """
     kind = getattr(optuna.samplers, name)
     known = inspect.signature(kind).parameters
@@ -102,17 +99,47 @@ def sampler(name: str, *, seed: int, number: int, points: int, merits: Merits | 
         settings |= {"multivariate": True, "group": True, "constant_liar": True}
     if "n_startup_trials" in known:
         settings["n_startup_trials"] = max(1, min(STARTUP, points // 2))
-    return Remembering(kind(**settings), merits=merits)
+    return kind(**settings) if memory is None else Remembering(kind(**settings), memory)
+
+
+class Memory:
+    """The trials of a study that a sampler is shown: the newest, and of the older ones the best."""
+
+    def __init__(self, trials: Trials, size: int = MEMORY) -> None:
+        """Args: of which study, and how many at most, half of them the newest."""
+        self._trials, self._size = trials, size
+        self._best: list[tuple[bool, float, int]] = []
+        """A heap of the best that have ended: feasible or not, value, number below 0 (the first of equals is best)."""
+        self._weighed = 0
+
+    def recall(self) -> list[FrozenTrial]:
+        """What is shown now, in order."""
+        known = self._trials.read()
+        for number in self._trials.ended[self._weighed :]:
+            heapq.heappush(self._best, (*_merit(known[number]), -number))
+            if len(self._best) > self._size:
+                heapq.heappop(self._best)
+        self._weighed = len(self._trials.ended)
+        if len(known) <= self._size:
+            return list(known)
+        newest = len(known) - self._size // 2
+        best = heapq.nlargest(self._size // 2, (entry for entry in self._best if -entry[2] < newest))
+        return [*(known[number] for number in sorted(-entry[2] for entry in best)), *known[newest:]]
+
+
+def _merit(trial: FrozenTrial) -> tuple[bool, float]:
+    """Feasible points by their value before all others."""
+    met = trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
+    return met, trial.values[0] if trial.values else float("-inf")
 
 
 class Remembering(BaseSampler):
-    """A sampler that is shown at most `MEMORY` points of a study."""
+    """A sampler that sees no more of a study than a memory recalls when it is first asked."""
 
-    def __init__(self, inner: BaseSampler, memory: int = MEMORY, merits: Merits | None = None) -> None:
-        """Args: the sampler that is asked, how many points it may see, and what is known of them."""
+    def __init__(self, inner: BaseSampler, memory: Memory) -> None:
+        """Args: the sampler that is asked, and what it may see."""
         self.inner, self._memory = inner, memory
-        self._merits = {} if merits is None else merits
-        self._shown: _Memory | None = None
+        self._shown: list[FrozenTrial] | None = None
 
     def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> Any:
         """See Optuna."""
@@ -135,44 +162,22 @@ class Remembering(BaseSampler):
         self.inner.after_trial(study, trial, state, values)
 
     def _seen(self, study: Any) -> Any:
-        """What is seen of the study: the same for a whole proposal."""
-        if self._shown is None or self._shown.study is not study:
-            self._shown = _Memory(study, self._memory, self._merits)
-        return self._shown
+        if self._shown is None:
+            self._shown = self._memory.recall()
+        return _Seen(study, self._shown)
 
 
-class _Memory:
-    """A study with its best and its newest trials only, looked up once; all else as it is."""
+class _Seen:
+    """A study with some of its trials only; all else as it is."""
 
-    def __init__(self, study: optuna.Study, memory: int, merits: Merits) -> None:
-        self.study, self._memory, self._merits = study, memory, merits
-        self._found: dict[Any, list[FrozenTrial]] = {}
+    def __init__(self, study: optuna.Study, shown: list[FrozenTrial]) -> None:
+        self._study, self._shown = study, shown
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.study, name)
+        return getattr(self._study, name)
 
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
-        asked = deepcopy, tuple(states) if states else None, use_cache
-        if asked not in self._found:
-            self._found[asked] = self._chosen(self.study._get_trials(deepcopy, states, use_cache))
-        return self._found[asked]
-
-    def _chosen(self, trials: list[FrozenTrial]) -> list[FrozenTrial]:
-        if len(trials) <= self._memory:
-            return trials
-        older, newest = trials[: -self._memory // 2], trials[-self._memory // 2 :]
-        best = heapq.nlargest(self._memory // 2, older, key=self._merit)
-        return [*sorted(best, key=lambda trial: trial.number), *newest]
-
-    def _merit(self, trial: FrozenTrial) -> tuple[bool, float]:
-        """Feasible points by their value before all others; of one that has ended it is worked out once."""
-        if trial.number in self._merits:
-            return self._merits[trial.number]
-        met = trial.state is TrialState.COMPLETE and all(value <= 0 for value in trial.constraints.values())
-        merit = met, trial.values[0] if trial.values else float("-inf")
-        if trial.state.is_finished():
-            self._merits[trial.number] = merit
-        return merit
+        return [trial for trial in self._shown if states is None or trial.state in states]
 
 
 def _needs(kind: type) -> list[str]:

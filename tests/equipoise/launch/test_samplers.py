@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial
 from equipoise.config import PUBLISHED
 from equipoise.launch import samplers
 from equipoise.launch.ledger import Ledger
+from equipoise.launch.trials import Trials
 from equipoise.search import Choice, Range
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
@@ -91,7 +92,7 @@ def test_a_sampler_sees_the_best_and_the_newest_points_of_a_long_study_and_no_mo
         trial = study.ask()
         trial.set_constraint("stability", -1.0 if number in (3, 7, 9) else 1.0)
         study.tell(trial, 0.9 if number in (5, 9) else 0.5 + number / 1000)
-    study.sampler = samplers.Remembering(Spy(), memory=6)
+    study.sampler = samplers.Remembering(Spy(), samplers.Memory(Trials(study), 6))
     study.ask().suggest_float("x", 0.0, 1.0)
     # The trial that is asked for is the newest; of the others the three feasible ones are the best.
     assert seen == [3, 7, 9, 28, 29, 30]

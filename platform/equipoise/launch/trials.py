@@ -1,0 +1,44 @@
+"""A study's trials, each read until it has ended and then kept: late in a study there are thousands.
+
+Knows Optuna's storage and that what has ended does not change; knows nothing of samplers or runs.
+"""
+
+from __future__ import annotations
+
+import optuna
+from optuna.trial import FrozenTrial
+
+
+class Trials:
+    """All trials of a study, of this session and of others."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        """Read nothing yet."""
+        self._storage, self._study = study._storage, study._study_id
+        self._known: list[FrozenTrial] = []
+        self._open: list[int] = []
+        self.ended: list[int] = []
+        """Numbers of those that had ended when they were read last, in the order in which that was noticed."""
+
+    def read(self) -> list[FrozenTrial]:
+        """All trials in order as they are now; not to be changed."""
+        still: list[int] = []
+        for number in self._open:
+            self._known[number] = self._storage.get_trial(self._known[number]._trial_id)
+            (self.ended if self._known[number].state.is_finished() else still).append(number)
+        while (trial := self._at(len(self._known))) is not None:
+            (self.ended if trial.state.is_finished() else still).append(trial.number)
+            self._known.append(trial)
+        self._open = still
+        return self._known
+
+    def open(self) -> list[FrozenTrial]:
+        """Those that have not ended, in order, as they are now."""
+        known = self.read()
+        return [known[number] for number in self._open]
+
+    def _at(self, number: int) -> FrozenTrial | None:
+        try:
+            return self._storage.get_trial(self._storage.get_trial_id_from_study_id_trial_number(self._study, number))
+        except KeyError:
+            return None
