@@ -33,27 +33,22 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import optuna
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import FrozenTrial, TrialState
 
 from equipoise import search, seeds
 from equipoise.config import RunConfig
-from equipoise.launch import samplers
+from equipoise.launch import pruners, samplers
 from equipoise.launch.journal import name_in, storage
 from equipoise.launch.trials import Trials
-from equipoise.monitor import Horizon, Verdict
+from equipoise.monitor import Verdict
 from equipoise.record import Record
 from equipoise.search import Point
 from equipoise.sessions import alive
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 
-REDUCTION = 2
-"""Of the runs that reach a rung, the better half goes on."""
 PATIENCE = 180.0
 """Seconds to wait for a worker to let go of a record."""
-COMPARED = 4
-"""Points that must be complete before one is stopped for falling behind their median."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +107,13 @@ class Ledger:
                 study_name=name,
                 directions=["maximize"] * (1 + study.pareto),
                 load_if_exists=True,
-                pruner=_pruner(study),
             )
             if not known:
                 self._optuna.set_user_attr("question", study.question)
                 self._enqueue(study)
         self._trials = Trials(self._optuna)
         self._memory = samplers.Memory(self._trials)
+        self._optuna.pruner = pruners.pruner(study, self._trials)
         self._open: dict[int, _Open] = {}
         self._more: deque[Assignment] = deque()
         pruned = self._optuna.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
@@ -177,7 +172,7 @@ class Ledger:
         point.heard.add(step)
         point.trial.report(quality * stability, step)
         if not math.isfinite(quality * stability):
-            return run.races and self.study.pruner != "none" and step >= _first_rung(self.study.run)
+            return run.races and self.study.pruner != "none" and step >= pruners.first_rung(self.study.run)
         worse = point.trial.should_prune()  # asked for controls too: the pruner compares others with those it has seen
         return worse and run.races
 
@@ -274,7 +269,13 @@ class Ledger:
 
     def _fresh(self) -> optuna.trial.Trial | None:
         number = self.asked
-        return self._asking(number).ask() if number < self.study.points else None
+        if number >= self.study.points:
+            return None
+        study = self._asking(number)
+        if any(trial.state is TrialState.WAITING for trial in self._trials.open()):
+            return study.ask()
+        # As `ask` does, but that looks through all trials for one that waits.
+        return optuna.trial.Trial(study, study._storage.create_new_trial(study._study_id))
 
     def _asking(self, number: int) -> optuna.Study:
         """The study with the sampler that proposes this point."""
@@ -329,21 +330,3 @@ class Ledger:
 def states(folder: StudyFolder, url: str | None = None) -> list[FrozenTrial]:
     """Every point that Optuna knows of, in order."""
     return optuna.load_study(study_name=name_in(folder, url), storage=storage(folder, url)).get_trials(deepcopy=False)
-
-
-def _pruner(study: Study) -> BasePruner:
-    first = _first_rung(study.run)
-    if study.pareto or study.pruner == "none":
-        return NopPruner()
-    if study.pruner == "median":
-        return MedianPruner(n_startup_trials=COMPARED, n_warmup_steps=first)
-    return SuccessiveHalvingPruner(min_resource=first, reduction_factor=REDUCTION)
-
-
-def _first_rung(run: RunConfig) -> int:
-    """The first step at which a run may be stopped for its Dice: half of the run, past the monitor's warm-up.
-
-    At a quarter a Dice says too little of the last one: `studies/search_quality.py` measured what that costs.
-    """
-    horizon = Horizon.of(run.monitor, run.steps)
-    return max(run.steps // 2, horizon.warm_up * horizon.block)

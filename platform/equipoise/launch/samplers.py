@@ -19,7 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from equipoise import search
-from equipoise.launch.trials import Trials
+from equipoise.launch.trials import Seen, Trials
 from equipoise.study import Study
 from slicestore.errors import InputError
 
@@ -164,20 +164,7 @@ class Remembering(BaseSampler):
     def _seen(self, study: Any) -> Any:
         if self._shown is None:
             self._shown = self._memory.recall()
-        return _Seen(study, self._shown)
-
-
-class _Seen:
-    """A study with some of its trials only; all else as it is."""
-
-    def __init__(self, study: optuna.Study, shown: list[FrozenTrial]) -> None:
-        self._study, self._shown = study, shown
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
-
-    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
-        return [trial for trial in self._shown if states is None or trial.state in states]
+        return Seen(study, self._shown)
 
 
 def _needs(kind: type) -> list[str]:

@@ -5,6 +5,9 @@ Knows Optuna's storage and that what has ended does not change; knows nothing of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import optuna
 from optuna.trial import FrozenTrial
 
@@ -42,3 +45,22 @@ class Trials:
             return self._storage.get_trial(self._storage.get_trial_id_from_study_id_trial_number(self._study, number))
         except KeyError:
             return None
+
+
+class Seen:
+    """A study with some of its trials only; all else as it is. For what Optuna hands a study to."""
+
+    def __init__(self, study: optuna.Study, shown: Sequence[FrozenTrial]) -> None:
+        """Args: the study, and its trials that are seen, in order."""
+        self._study, self._shown = study, shown
+
+    def __getattr__(self, name: str) -> Any:
+        """All else as it is."""
+        return getattr(self._study, name)
+
+    def get_trials(self, deepcopy: bool = True, states: Any = None) -> list[FrozenTrial]:
+        """Those that are seen, in these states."""
+        return [trial for trial in self._shown if states is None or trial.state in states]
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        return self.get_trials(deepcopy, states)

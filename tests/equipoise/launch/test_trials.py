@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from equipoise.launch import samplers
 from equipoise.launch.journal import journal
+from equipoise.launch.pruners import Comparing
 from equipoise.launch.trials import Trials
 
 
@@ -58,6 +59,19 @@ def test_the_newest_and_the_best_of_the_older_are_recalled(study: optuna.Study) 
         best = sorted(older, key=lambda trial: (-merit(trial)[0], -merit(trial)[1], trial.number))[:4]
         expected = now if len(now) <= 8 else [*sorted(best, key=lambda trial: trial.number), *now[-4:]]
         assert told(memory.recall()) == told(expected)
+
+
+def test_a_run_is_compared_with_the_newest_only(study: optuna.Study) -> None:
+    study.pruner = Comparing(optuna.pruners.MedianPruner(n_startup_trials=2), Trials(study), memory=4)
+    for value in (0.9, 0.9, 0.9, 0.3, 0.3, 0.3):
+        trial = study.ask()
+        trial.report(value, 1)
+        study.tell(trial, value)
+    trial = study.ask()  # the fourth of those that count
+    trial.report(0.5, 1)
+    assert not trial.should_prune()
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=2)
+    assert trial.should_prune()
 
 
 def merit(trial: FrozenTrial) -> tuple[bool, float]:
