@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -85,8 +85,9 @@ def _study(folder: Path, run: RunConfig, store: Path, rates: tuple[float, ...], 
 
 def _scale(scratch: Path) -> Iterator[Result]:
     script = Path(__file__).with_name("simulated_study.py")
-    line = [sys.executable, "-W", "ignore", str(script), str(scratch / f"simulated-{os.getpid()}"), str(RUNS)]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        line = [sys.executable, "-W", "ignore", str(script), f"{folder}/study", str(RUNS)]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout.splitlines()[-1])
     each = told["seconds_a_run"]
     yield Result(
