@@ -27,11 +27,13 @@ from equipoise.config import PUBLISHED, RunConfig
 from equipoise.keeping import Keeping
 from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
+from equipoise.sessions import sessions
 from equipoise.store_cli import Work, describe, later, shown, spread_here, store, volumes_table
 from equipoise.study import StudyFolder, latest_study
 from equipoise.study_cli import study
 from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
+from equipoise.uploading import upload
 from slicestore.errors import InputError
 from slicestore.ingest import ingest
 from slicestore.phantom import write_cohort
@@ -298,7 +300,43 @@ def _can(setting: str, value: bool | str) -> str:
     return "yes"
 
 
-COMMANDS = {c.__name__: later(c) for c in (prepare, store, phantom, train, study, report, dashboard, diagnose, doctor)}
+def sync(folder: Annotated[Path | None, Positional[Path | None]] = None, /, results: Path = Path("results")) -> None:
+    """Upload to W&B what it does not have yet of a study's runs, or of one run; it may be asked again at any time.
+
+    Args:
+        folder: the study's folder, or that of a run of `equipoise train`; the latest study by default.
+        results: where studies are kept.
+    """
+    where = folder or latest_study(results).folder
+    if any(session.alive for session in sessions(where)):
+        raise InputError(
+            where,
+            found="a study at work",
+            rule="a run is uploaded when nobody writes it",
+            remedy="wait for its end; with --wandb online runs are uploaded while they train",
+        )
+    if (where / "config.json").is_file():  # a run of its own
+        with Record(where).locked(0):
+            pass
+    if not (where / "wandb").is_dir():
+        raise InputError(
+            where,
+            found="no W&B runs",
+            rule="runs are written for W&B unless it is disabled",
+            remedy="give the folder of a study, or of a run",
+        )
+    console = wide_console()
+    done = upload(
+        where / "wandb", lambda name, whole: console.print(f"{name}: {'uploaded' if whole else 'not in full'}")
+    )
+    console.print(f"{done.now} runs uploaded now, {done.before} had been before, {done.left} are left", highlight=False)
+    if done.left:
+        sys.exit(1)
+
+
+COMMANDS = {
+    c.__name__: later(c) for c in (prepare, store, phantom, train, study, report, dashboard, sync, diagnose, doctor)
+}
 Settings = TypeVar("Settings")
 
 

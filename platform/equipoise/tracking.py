@@ -18,6 +18,7 @@ from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.record import Record, Row
 from equipoise.search import FAILED
+from equipoise.uploading import Uploader
 from equipoise.wandb_file import history, summary
 
 if TYPE_CHECKING:
@@ -115,11 +116,14 @@ def wandb_mode(wanted: WandbMode | None) -> tuple[WandbMode, str]:
             "offline",
             "W&B offline: online was asked for but there is no API key; run `wandb login`, or set WANDB_API_KEY",
         )
-    return "offline", "W&B offline: there is no API key; `wandb sync` uploads the runs later"
+    return "offline", "W&B offline: there is no API key; `equipoise sync` uploads the runs later"
 
 
 class WandbTracker:
-    """One W&B run per run, named and grouped as in the study, continued under the same id after a restart."""
+    """One W&B run per run, named and grouped as in the study, continued under the same id after a restart.
+
+    Runs are written to files, and online they are uploaded from there meanwhile: W&B out of reach costs nothing.
+    """
 
     def __init__(
         self,
@@ -144,7 +148,8 @@ class WandbTracker:
             names: what runs are called beside the names of their folders, by their settings; a run's notes.
         """
         self._names = names or {}
-        self._folder, self._group, self._prefix, self._mode, self._images = folder, group, prefix, mode, images
+        self._folder, self._group, self._prefix, self._images = folder, group, prefix, images
+        self._uploader = Uploader(folder) if mode == "online" else None
         self._project = project
         self._runs: dict[str, wandb.Run] = {}
         self._last: dict[str, int] = {}
@@ -165,7 +170,7 @@ class WandbTracker:
             picture = record.picture(step)
             if self._images and picture.is_file():
                 data["panels"] = wandb.Image(str(picture), caption=f"step {step}")
-            run.log(data, step=step)
+            run.log(data, step=step, commit=True)
             self._last[record.name] = step
 
     def ended(self, record: Record, verdict: Verdict) -> None:
@@ -193,6 +198,8 @@ class WandbTracker:
         for run in self._runs.values():
             run.finish(exit_code=1)
         self._runs.clear()
+        if self._uploader is not None and (left := self._uploader.close()):
+            log.warning("%d runs are not at W&B in full yet: `equipoise sync` uploads the rest", left)
 
     def _before(self, record: Record) -> Logged:
         """What an earlier process, since killed or interrupted, logged of a run."""
@@ -229,7 +236,7 @@ class WandbTracker:
             group=self._group,
             id=self._id(record),
             name=record.name,
-            mode=self._mode,
+            mode="offline",
             job_type="confirmation" if record.confirms else "point",
             dir=str(self._folder),
             config=config.flat(),
@@ -241,8 +248,9 @@ class WandbTracker:
         )
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
-        online = run.starting_step - 1 if run.resumed else 0
-        self._last[record.name] = max(self._before(record).step, online)
+        self._last[record.name] = self._before(record).step
+        if self._uploader is not None:
+            self._uploader.follow(self._id(record))
         return run
 
 

@@ -24,6 +24,7 @@ from slicestore.settings import Preprocessing
 from slicestore.store import DOMAINS, Domain, Store
 from slicestore.volume import Volume, write
 
+sys.path.append(str(Path(__file__).parent))  # for `wandb_server`
 SIZE = 32
 MakeStore = Callable[..., Store]
 TwoRanks = Callable[..., None]

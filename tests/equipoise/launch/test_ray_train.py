@@ -64,7 +64,7 @@ def test_a_run_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_numbe
 
 def test_a_study_of_two_worker_runs_stops_the_worse_and_closes_every_record(store: Path, tmp_path: Path) -> None:
     line = [sys.executable, str(SCRIPT), "--store", str(store), "--results", str(tmp_path), "--wandb", "disabled"]
-    more = ["--workers-per-run", "2", "--points", "3", "--confirm-workers", "0"]
+    more = ["--workers-per-run", "2", "--points", "3", "--steps", "16", "--confirm-workers", "0"]
     done = subprocess.run(
         [*line, *more], capture_output=True, text=True, check=False, env=os.environ | {"NO_COLOR": "1"}
     )
