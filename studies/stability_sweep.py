@@ -93,7 +93,7 @@ def declare(options: Options) -> Study:
     """The study at the size that the options ask for."""
     small = options.store is None
     run = PUBLISHED.having({"seed": options.seed, "workers": options.workers_per_run})
-    run = run.at("steps", options.steps or (120 if small else PUBLISHED.steps))
+    run = run.at("steps", options.steps or (96 if small else PUBLISHED.steps))
     space = SPACE
     if small:  # the built-in size: two CPU cores, minutes
         run = run.having({"net.width": 0.125, "batch": 4, "evaluations": 6, "balance.every": 40})

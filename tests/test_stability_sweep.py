@@ -43,8 +43,8 @@ def points(small: Study) -> list[Point]:
     return [draw(trial, small.space, small.run) for _ in range(300)]
 
 
-def test_the_built_in_size_is_eight_points_of_120_steps_of_which_some_are_searched(small: Study) -> None:
-    assert (small.points, small.run.steps, len(small.first)) == (8, 120, 5)
+def test_the_built_in_size_is_eight_points_of_96_steps_of_which_some_are_searched(small: Study) -> None:
+    assert (small.points, small.run.steps, len(small.first)) == (8, 96, 5)
     real = declare(Options(store="cohort.zarr", workers_per_run=2, seed=3))
     assert (real.points, real.run.steps, real.run.workers, real.run.seed, real.seed) == (32, 20_000, 2, 3, 3)
 

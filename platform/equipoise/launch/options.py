@@ -37,7 +37,7 @@ class Options:
     points: int | None = None
     """Points to judge; 8 on synthetic heads, else 32."""
     steps: int | None = None
-    """Steps of a run; 120 on synthetic heads, else 20 000."""
+    """Steps of a run; 96 on synthetic heads, else 20 000."""
     seed: int = 0
     """Seed of the search and of its runs."""
     workers_per_run: int = 1
