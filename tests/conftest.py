@@ -7,6 +7,7 @@ Rays at once are slower than one after the other; but for the hosts of network n
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
@@ -17,6 +18,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "studies"))  # scripts, some of which tests import
 SmallDisk = Callable[[Path, str], AbstractContextManager[Path]]
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,20 +16,13 @@ from equipoise.config import PUBLISHED
 from equipoise.rehearsal import Look
 from equipoise.verdict import Kind, Verdict
 
-PATH = Path(__file__).parents[1] / "studies" / "search_quality.py"
 PATHS = ("optim.lr", "loss.adversarial")
 STEPS = (10, 20, 40)
 
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_search_quality", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return import_module("search_quality")
 
 
 def row(study: ModuleType, point: tuple[Any, ...], dice: Sequence[float], kind: Kind = "stable", s: float = 1.0) -> Any:

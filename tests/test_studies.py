@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,18 +24,6 @@ from slicestore.errors import InputError
 from slicestore.geometry import Geometry
 from slicestore.volume import Volume
 
-ROOT = Path(__file__).parents[1]
-
-
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"study_{name}", ROOT / "studies" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
-
 
 def differences(one: RunConfig, other: RunConfig) -> dict[str, Leaf]:
     """What `other` sets otherwise than `one`."""
@@ -46,12 +33,12 @@ def differences(one: RunConfig, other: RunConfig) -> dict[str, Leaf]:
 
 @pytest.fixture(scope="module")
 def schedules() -> ModuleType:
-    return loaded("schedules")
+    return import_module("schedules")
 
 
 @pytest.fixture(scope="module")
 def vessels() -> ModuleType:
-    return loaded("vessels")
+    return import_module("vessels")
 
 
 def result(updates: str, seed: int, rows: list[dict[str, float]]) -> dict[str, Any]:
@@ -138,22 +125,22 @@ def test_every_switch_of_the_vessel_study_is_a_setting_that_can_be_made(vessels:
 
 @pytest.fixture
 def seed_defects(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return of_size(256, loaded("seed_defects"), monkeypatch)
+    return of_size(256, import_module("seed_defects"), monkeypatch)
 
 
 @pytest.fixture
 def seed_experiments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return of_size(256, loaded("seed_experiments"), monkeypatch)
+    return of_size(256, import_module("seed_experiments"), monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def games() -> ModuleType:
-    return loaded("games")
+    return import_module("games")
 
 
 @pytest.fixture(scope="module")
 def balance() -> ModuleType:
-    return loaded("balance")
+    return import_module("balance")
 
 
 def of_size(size: int, study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -205,7 +192,7 @@ def cell(condition: str, lr: float, *stabilities: float, dice: float = 0.5) -> C
 def test_a_grid_has_the_runs_that_its_budget_says_and_each_of_them_can_be(
     name: str, given: dict[str, Any], runs: int, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = loaded(name)
+    module = import_module(name)
     if hasattr(module, "Store"):
         of_size(256, module, monkeypatch)
     made = runs_of(module.declare(module.Options(**given)))

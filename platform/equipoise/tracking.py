@@ -18,7 +18,7 @@ from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.record import Record, Row
 from equipoise.search import FAILED
-from equipoise.uploading import Uploader
+from equipoise.uploading import Uploader, parts
 from equipoise.wandb_file import history, summary
 
 if TYPE_CHECKING:
@@ -266,10 +266,9 @@ class Logged:
 
 def logged(folder: Path) -> dict[str, Logged]:
     """What offline files under `folder` hold, by run id; a run that was resumed has several."""
-    found: dict[str, Logged] = {}
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        run_id = path.stem.removeprefix("run-")
-        before = found.get(run_id, Logged())
-        steps = [int(row["step"]) for row in history(path) if "step" in row]
-        found[run_id] = Logged(max([before.step, *steps]), before.ended or "verdict" in summary(path))
-    return found
+    return {run_id: _logged(paths) for run_id, paths in parts(folder).items()}
+
+
+def _logged(paths: Sequence[Path]) -> Logged:
+    steps = [int(row["step"]) for path in paths for row in history(path) if "step" in row]
+    return Logged(max(steps, default=0), any("verdict" in summary(path) for path in paths))

@@ -10,7 +10,6 @@ run's file is complete without it: what could not be uploaded at the time, `equi
 from __future__ import annotations
 
 import http.client
-import itertools
 import os
 import subprocess
 import sys
@@ -177,9 +176,9 @@ def _main(words: Sequence[str]) -> None:
     from wandb.cli.cli import cli
 
     live, paths = "--live" in words, [word for word in words if word != "--live"]
-    for path, following in itertools.zip_longest(paths, paths[1:]):
-        last = live and following is None
-        cli.main(["beta", "sync", "--yes", *(["--live"] if last else []), path], standalone_mode=False)
+    for path in paths:
+        following = ["--live"] if live and path == paths[-1] else []
+        cli.main(["beta", "sync", "--yes", *following, path], standalone_mode=False)
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,6 @@ what its search spends against Ray's own.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 import subprocess
@@ -12,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from measure import Result, seconds
@@ -102,13 +102,8 @@ def _scale(scratch: Path) -> Iterator[Result]:
 
 def _search() -> Iterator[Result]:
     """The study's own comparison, on its table of recorded runs."""
-    script = Path(__file__).parents[2] / "studies" / "search_quality.py"
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    assert spec is not None
-    assert spec.loader is not None
-    study = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = study  # where dataclasses look their annotations up
-    spec.loader.exec_module(study)
+    sys.path.append(str(Path(__file__).parents[2] / "studies"))
+    study = import_module("search_quality")
     found = study.cost_vs_stock()
     yield Result(
         "engine.cost_vs_stock_asha", found.middle, "device-seconds", study.STOCK,

@@ -58,13 +58,11 @@ def write(record: Record, *steps: int) -> None:
             file.write(json.dumps({"step": step, "loss/cycle_t": 1 / step}) + "\n")
 
 
-def watched(record: Record, tmp_path: Path, mode: str) -> float:
-    """Mirror what is written; how long leaving took."""
+def watched(record: Record, tmp_path: Path, mode: str) -> None:
+    """Mirror what is written."""
     tracker = WandbTracker(tmp_path / "wandb", group="g", prefix="id", mode=mode, images=False)  # type: ignore[arg-type]
-    with Watcher(lambda: [record], [tracker], every=60) as watcher:
-        watcher.look()
-        began = time.monotonic()
-    return time.monotonic() - began
+    with Watcher(lambda: [record], [tracker], every=60):
+        pass
 
 
 def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,14 +127,14 @@ def test_a_run_is_seen_while_it_trains(record: Record, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("manner", ["refuses", "hangs", "500", "dies"])
-def test_w_and_b_out_of_reach_costs_seconds_at_the_end_and_no_row(
+def test_w_and_b_out_of_reach_is_given_up_at_the_end_and_costs_no_row(
     manner: str, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = None if manner == "refuses" else WandbServer(manner)  # type: ignore[arg-type]
     point_at(server.url if server else f"http://127.0.0.1:{unused()}", monkeypatch)
     write(record, 1, 2, 3, 4, 5, 6)
     record.close(STABLE)
-    assert watched(record, tmp_path, "online") < 20  # its patience is 5 s
+    watched(record, tmp_path, "online")  # W&B alone would try until the test's time is over
     if server:
         server.close()
     assert "1 runs are not at W&B in full yet" in caplog.text
@@ -224,6 +222,7 @@ def test_neither_host_nor_paths_are_sent(record: Record, tmp_path: Path, monkeyp
         upload(tmp_path / "wandb")
         sent = b"\n".join(server.sent)
     assert sent
+    assert "host" not in server.runs[RUN]
     for word in ("planted-host", str(tmp_path), str(Path(sys.prefix)), str(Path(__file__).parent)):
         assert word.encode() not in sent
 

@@ -139,12 +139,6 @@ class Ledger:
         return self.study.seeds > 1 and bool(self._open)
 
     @property
-    def asked(self) -> int:
-        """Points that have been given out, ended or not."""
-        waiting = sum(trial.state is TrialState.WAITING for trial in self._trials.open())
-        return len(self._trials.read()) - waiting
-
-    @property
     def unfinished(self) -> int:
         """Points without a final state, asked or not: what a resume has left to do."""
         self._trials.read()
@@ -268,11 +262,12 @@ class Ledger:
         return None
 
     def _fresh(self) -> optuna.trial.Trial | None:
-        number = self.asked
-        if number >= self.study.points:
+        waiting = sum(trial.state is TrialState.WAITING for trial in self._trials.open())
+        asked = len(self._trials.known) - waiting
+        if asked >= self.study.points:
             return None
-        study = self._asking(number)
-        if any(trial.state is TrialState.WAITING for trial in self._trials.open()):
+        study = self._asking(asked)
+        if waiting:
             return study.ask()
         # As `ask` does, but that looks through all trials for one that waits.
         return optuna.trial.Trial(study, study._storage.create_new_trial(study._study_id))

@@ -201,7 +201,7 @@ def search_points(folder: StudyFolder, study: Study, store: str | Path, terms: T
             break
     # After Ctrl-C workers hold their records until Ray has gone: a resume settles those.
     ledger.settle(0 if ledger.unfinished else PATIENCE)
-    for record in folder.records():
+    for record in folder.records() if terms.keeping.copies else ():
         if record.verdict is not None and record.verdict.kind == "censored":  # given by the ledger, and so not copied
             Copies.of(record.folder, terms.keeping.copies).end()
     return ledger

@@ -18,7 +18,8 @@ class Trials:
     def __init__(self, study: optuna.Study) -> None:
         """Read nothing yet."""
         self._storage, self._study = study._storage, study._study_id
-        self._known: list[FrozenTrial] = []
+        self.known: list[FrozenTrial] = []
+        """All, in order, as they were read last; not to be changed."""
         self._open: list[int] = []
         self.ended: list[int] = []
         """Numbers of those that had ended when they were read last, in the order in which that was noticed."""
@@ -27,18 +28,18 @@ class Trials:
         """All trials in order as they are now; not to be changed."""
         still: list[int] = []
         for number in self._open:
-            self._known[number] = self._storage.get_trial(self._known[number]._trial_id)
-            (self.ended if self._known[number].state.is_finished() else still).append(number)
-        while (trial := self._at(len(self._known))) is not None:
+            self.known[number] = self._storage.get_trial(self.known[number]._trial_id)
+            (self.ended if self.known[number].state.is_finished() else still).append(number)
+        while (trial := self._at(len(self.known))) is not None:
             (self.ended if trial.state.is_finished() else still).append(trial.number)
-            self._known.append(trial)
+            self.known.append(trial)
         self._open = still
-        return self._known
+        return self.known
 
     def open(self) -> list[FrozenTrial]:
         """Those that have not ended, in order, as they are now."""
-        known = self.read()
-        return [known[number] for number in self._open]
+        self.read()
+        return [self.known[number] for number in self._open]
 
     def _at(self, number: int) -> FrozenTrial | None:
         try:
