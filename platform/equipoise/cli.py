@@ -32,8 +32,10 @@ from equipoise.store_cli import Work, describe, later, shown, spread_here, store
 from equipoise.study import StudyFolder, latest_study
 from equipoise.study_cli import study
 from equipoise.table import TableTracker, wide_console
-from equipoise.tracking import Tracker, WandbMode, WandbTracker, Watcher, wandb_mode
+from equipoise.tracking import Tracker, Watcher
 from equipoise.uploading import upload
+from equipoise.wandb_run import WandbMode, wandb_mode
+from equipoise.wandb_tracker import WandbTracker
 from slicestore.errors import InputError
 from slicestore.ingest import ingest
 from slicestore.phantom import write_cohort
@@ -151,7 +153,14 @@ def train(
     trackers: list[Tracker] = []
     if mode != "disabled":
         trackers.append(
-            WandbTracker(out / "wandb", group="single", prefix=run.fingerprint, mode=mode, images=wandb_images)
+            WandbTracker(
+                out / "wandb",
+                group="single",
+                prefix=run.fingerprint,
+                mode=mode,
+                images=wandb_images,
+                gpus=_gpus(gpus_per_worker),
+            )
         )
     if run.workers > 1:  # they train elsewhere: what they write is all there is to show
         trackers.append(TableTracker(console, "translated_dice"))
@@ -165,6 +174,11 @@ def train(
     console.print(verdict.sentence() if verdict else "stopped; the same command continues", highlight=False)
     for picture in record.pictures()[-1:]:
         console.print(f"panels: {picture}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _gpus(per_worker: float | None) -> float:
+    """GPUs of a worker: as given, else one where there are any."""
+    return float(torch.cuda.is_available()) if per_worker is None else per_worker
 
 
 def _check(run: RunConfig, store: Store) -> None:

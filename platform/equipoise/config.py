@@ -634,3 +634,9 @@ PRESETS: Mapping[str, RunConfig] = MappingProxyType(
     {"published": PUBLISHED, "v1": V1, "study2022": STUDY_2022, "vessel": VESSEL}
 )
 """Named runs."""
+
+
+def nearest_preset(run: RunConfig) -> str:
+    """Name of the preset from which a run differs in the fewest settings; of several, the first."""
+    flat = run.flat()
+    return min(PRESETS, key=lambda name: sum(flat[path] != leaf for path, leaf in PRESETS[name].flat().items()))

@@ -5,9 +5,12 @@ Knows which images are shown and how masks are drawn over them; knows nothing of
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +27,10 @@ ROWS = ("x_s", "y_s", "x_st", "mask_st", "x_sts", "x_t", "mask_t", "x_ts", "x_ts
 """From top to bottom: source, its mask, its translation, the mask predicted on that, round trip; then the target's."""
 COLOURS = ((230, 60, 60), (60, 180, 75), (70, 110, 240), (240, 190, 40))
 """One a structure; structures beyond the fourth start again."""
+_UNDER = {"y_s": "x_s", "mask_st": "x_st", "mask_t": "x_t"}
+"""Over which image a mask is drawn."""
+_LABEL = 64
+"""Pixels of the column with the rows' names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,31 +46,62 @@ class Panels:
         """One picture: a row a kind, a column a slice, masks drawn over the image they belong to."""
         from PIL import Image, ImageDraw  # where it is needed: training does without
 
-        under = {"y_s": "x_s", "mask_st": "x_st", "mask_t": "x_t"}
         rows = [r for r in ROWS if r in self.images or r in self.masks]
         count, height, width = self.images["x_s"].shape
         scale = max(1, round(128 / height))
-        label = 64
-        sheet = Image.new("RGB", (label + count * width * scale, len(rows) * height * scale), "black")
+        sheet = Image.new("RGB", (_LABEL + count * width * scale, len(rows) * height * scale), "black")
         pen = ImageDraw.Draw(sheet)
         for r, name in enumerate(rows):
             pen.text((4, (r + 0.5) * height * scale - 5), name, fill="white")
             for k in range(count):
-                tile = _grey(self.images[under.get(name, name)][k])
+                tile = _grey(self.images[_UNDER.get(name, name)][k])
                 if name in self.masks:
                     tile = _overlay(tile, self.masks[name][k])
                 size = (width * scale, height * scale)
                 sheet.paste(
-                    Image.fromarray(tile).resize(size, Image.Resampling.NEAREST), (label + k * size[0], r * size[1])
+                    Image.fromarray(tile).resize(size, Image.Resampling.NEAREST), (_LABEL + k * size[0], r * size[1])
                 )
         return sheet
 
     def save(self, path: Path) -> None:
-        """Write the picture as PNG, whole or not at all."""
+        """Write the picture as PNG, whole or not at all; its text chunk `panels` holds rows and masks for `tiles`."""
+        from PIL.PngImagePlugin import PngInfo
+
+        packed = {k: base64.b64encode(zlib.compress(m.tobytes())).decode() for k, m in self.masks.items()}
+        rows = [r for r in ROWS if r in self.images or r in self.masks]
+        about = PngInfo()
+        about.add_text("panels", json.dumps({"rows": rows, "shape": self.images["x_s"].shape, "masks": packed}))
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
-        self.picture().save(partial, format="PNG")
+        self.picture().save(partial, format="PNG", pnginfo=about)
         partial.replace(path)
+
+
+class Tiles(NamedTuple):
+    """What a picture of panels shows, taken apart again."""
+
+    images: dict[str, np.ndarray]
+    """`x_*`: `(K, H, W, 3)` uint8, without masks."""
+    masks: dict[str, np.ndarray]
+    """`y_s`, `mask_st`, `mask_t`: `(K, H, W)` uint8 class indices."""
+
+
+def tiles(path: Path) -> Tiles | None:
+    """The slices in a picture that `Panels.save` wrote; None of one that says nothing of its rows."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        about = getattr(picture, "text", {}).get("panels")
+        if about is None:
+            return None
+        sheet = np.asarray(picture.convert("RGB"))[:, _LABEL:]
+    told = json.loads(about)
+    count, height, width = told["shape"]
+    scale = sheet.shape[1] // (count * width)
+    grid = sheet[::scale, ::scale].reshape(len(told["rows"]), height, count, width, 3).swapaxes(1, 2)
+    packed = {name: zlib.decompress(base64.b64decode(mask)) for name, mask in told["masks"].items()}
+    masks = {name: np.frombuffer(mask, np.uint8).reshape(count, height, width) for name, mask in packed.items()}
+    return Tiles({name: grid[r] for r, name in enumerate(told["rows"]) if name not in masks}, masks)
 
 
 @torch.no_grad()

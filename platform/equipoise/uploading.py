@@ -147,14 +147,20 @@ class Uploader:
 
 
 def _started(paths: Sequence[Path], *, live: bool) -> subprocess.Popen[bytes]:
-    """Start a process that uploads a run's files in turn; the last may still be written to. It ends with this one."""
-    line = [sys.executable, "-m", __name__, *(["--live"] if live else []), *map(str, paths)]
+    """Start a process that uploads a run's files in turn; the last may still be written to. It ends with this one.
+
+    It works in the folder that holds W&B's, from which artifacts are named, with a service of W&B's that is its own.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    paths = [path.absolute() for path in paths]
+    line = [sys.executable, "-P", "-m", __name__, *(["--live"] if live else []), *map(str, paths)]
     return subprocess.Popen(
         line,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | _QUIET,
+        cwd=paths[0].parents[3],
+        env=inherited | _QUIET,
         start_new_session=True,  # Ctrl-C is for the study
     )
 

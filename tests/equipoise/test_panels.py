@@ -12,7 +12,7 @@ from PIL import Image
 from equipoise.batches import Cohort
 from equipoise.config import NetConfig
 from equipoise.nets import Sifa
-from equipoise.panels import COLOURS, ROWS, Panels, draw
+from equipoise.panels import COLOURS, ROWS, Panels, draw, tiles
 from equipoise.shelf import Slices
 
 LABEL = 64  # width of the column with the rows' names
@@ -148,3 +148,31 @@ class TestDraw:
         next(iter(net.generator.parameters())).data.fill_(torch.nan)
         picture = draw(net, cohort, 1).picture()
         assert pixel(picture, ROWS.index("x_st"), 0, 16, 16) == (255, 0, 255)
+
+
+@pytest.mark.parametrize(("size", "labelled"), [(32, True), (256, True), (48, False)])
+def test_a_picture_comes_apart_again_into_bare_slices_and_their_masks(
+    tmp_path: Path, size: int, labelled: bool
+) -> None:
+    p, rng = panels(3, size, labelled=labelled), np.random.default_rng(0)
+    for image in p.images.values():
+        image[:] = rng.uniform(-1, 1, image.shape)
+    p.images["x_st"][0, 3, 4] = np.nan
+    for mask in p.masks.values():
+        mask[:] = rng.integers(0, 3, mask.shape)
+    p.save(tmp_path / "step-000001.png")
+    found = tiles(tmp_path / "step-000001.png")
+    assert found is not None
+    assert list(found.images) == list(p.images)
+    for name, image in p.images.items():
+        grey = np.nan_to_num((image + 1) * 127.5).round().astype(np.uint8)
+        known = np.isfinite(image)
+        assert (found.images[name][known] == grey[known][:, None]).all(), name
+    assert tuple(found.images["x_st"][0, 3, 4]) == (255, 0, 255)
+    assert list(found.masks) == list(p.masks)
+    assert all((found.masks[name] == p.masks[name]).all() for name in p.masks)
+
+
+def test_a_picture_of_other_making_has_no_tiles(tmp_path: Path) -> None:
+    panels().picture().save(tmp_path / "step-000001.png")
+    assert tiles(tmp_path / "step-000001.png") is None

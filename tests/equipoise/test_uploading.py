@@ -17,12 +17,17 @@ import torch
 import wandb
 from wandb_server import Manner, WandbServer, serving
 
+from equipoise import checkpoint
 from equipoise.config import PUBLISHED
 from equipoise.monitor import Verdict
+from equipoise.ranks import Ranks
 from equipoise.record import Record
+from equipoise.search import Range
 from equipoise.sessions import Session
-from equipoise.tracking import WandbTracker, Watcher
+from equipoise.study import Study, StudyFolder
+from equipoise.tracking import Watcher
 from equipoise.uploading import Uploaded, is_uploaded, parts, upload
+from equipoise.wandb_tracker import WandbTracker
 from slicestore.errors import InputError
 
 pytestmark = [
@@ -100,6 +105,34 @@ def test_a_run_that_was_resumed_is_one_run_without_a_row_twice(
         assert upload(tmp_path / "wandb") == Uploaded(now=1, before=0, left=0)
         assert list(server.runs) == [RUN]
         assert server.steps(RUN) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_study_s_best_checkpoint_goes_up_from_wherever_its_folder_lies_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = PUBLISHED.having({"steps": 6, "data.cohort": "f00dfeedbeefcafe"})
+    study = Study(name="s", question="Which?", run=run, space={"optim.lr": Range(1e-5, 1e-2)}, points=1)
+    folder = StudyFolder.create(tmp_path / "s", study, "typed", {})
+    best = Record(folder.runs / "0000-abc")
+    best.open(run, torch.device("cpu"))
+    write(best, 6)
+    state = checkpoint.State({"net": torch.full((9,), 7.5)}, {})
+    checkpoint.save(best.folder / "checkpoints", 6, state, Ranks())
+    best.close(STABLE)
+    made = WandbTracker(folder.wandb, group="s", prefix="id", mode="offline", images=False)
+    made.conclude(folder, best.name)
+    made.close()
+    folder.folder.rename(tmp_path / "elsewhere")
+    weights = (tmp_path / "elsewhere/runs/0000-abc/checkpoints/step-000006/shared.pt").read_bytes()
+    with serving() as server:
+        point_at(server.url, monkeypatch)
+        assert upload(tmp_path / "elsewhere" / "wandb") == Uploaded(now=1, before=0, left=0)
+        model, store = server.artifacts.whole["s-model"], server.artifacts.whole["store"]
+        assert model["metadata"]["verdict"] == "stable"
+        assert {"best", "0000-abc"} <= set(model["aliases"])
+        assert store["metadata"]["fingerprint"] == "f00dfeedbeefcafe"
+        assert b"/artifact/s-model/shared.pt " + weights in server.sent
+        assert str(tmp_path).encode() not in b"".join(server.sent)
 
 
 def test_online_a_run_is_at_w_and_b_when_the_study_ends(

@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,10 @@ from equipoise.report import write_report
 from equipoise.sessions import Session, sessions
 from equipoise.study import Study, StudyFolder
 from equipoise.table import TableTracker, wide_console
-from equipoise.tracking import Tracker, WandbTracker, Watcher, wandb_mode
+from equipoise.tracking import Watcher
+from equipoise.tracking import tell as tell_tracker
+from equipoise.wandb_run import wandb_mode
+from equipoise.wandb_tracker import WandbTracker
 from equipoise.writing import REFUSALS, refusal
 from slicestore.errors import InputError
 from slicestore.place import Place
@@ -125,11 +128,15 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
         with Session.start(folder.folder, slots=slots, workers=workers, gpus=share.gpus) as session:
             terms = _terms(options, folder, share, slots, session.id)
             watched = partial(_watched, folder, session.id)
-            with Watcher(watched, _trackers(console, folder, study, options)):
+            table = TableTracker(console, study.objective, study.names())
+            wandb = _wandb(console, folder, study, options, share)
+            with Watcher(watched, [table, *wandb]):
                 ledger = search_points(folder, study, store, terms)
                 if ledger.unfinished:
                     _leave(console, folder, ledger, session.id)
                 _confirm(folder, ledger, store, terms, _confirming(study, options))
+                for tracker in wandb:
+                    tell_tracker(tracker.conclude, folder, ledger.best())
     write_report(folder)
     if tell is not None:
         tell(folder, console)
@@ -201,17 +208,26 @@ def _bound(study: Study, store: Store) -> Study:
     return dataclasses.replace(study, run=run)
 
 
-def _trackers(console: Console, folder: StudyFolder, study: Study, options: Options) -> list[Tracker]:
+def _wandb(
+    console: Console, folder: StudyFolder, study: Study, options: Options, share: Share
+) -> Sequence[WandbTracker]:
+    """The tracker that writes W&B's runs; none where W&B is disabled."""
     mode, notice = wandb_mode(options.wandb)
     console.print(notice, highlight=False)
-    names = study.names()
-    trackers: list[Tracker] = [TableTracker(console, study.objective, names)]
-    if mode != "disabled":
-        images = options.wandb_images or options.store is None
-        trackers.append(
-            WandbTracker(folder.wandb, group=study.name, prefix=folder.id, mode=mode, images=images, names=names)
-        )
-    return trackers
+    if mode == "disabled":
+        return ()
+    return (
+        WandbTracker(
+            folder.wandb,
+            group=study.name,
+            prefix=folder.id,
+            mode=mode,
+            images=options.wandb_images or options.store is None,
+            objective=study.objective,
+            gpus=share.gpus,
+            names=study.names(),
+        ),
+    )
 
 
 def _confirm(folder: StudyFolder, ledger: Ledger, store: str, terms: Terms, workers: int) -> None:

@@ -18,7 +18,7 @@ from equipoise.launch.journal import database
 from equipoise.launch.ray_train import check_elastic
 from equipoise.seeds import OverSeeds
 from equipoise.study import PrunerName, Study, StudyFolder
-from equipoise.tracking import WandbMode
+from equipoise.wandb_run import WandbMode
 from slicestore.errors import InputError
 from slicestore.place import Place
 

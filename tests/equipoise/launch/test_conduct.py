@@ -1,5 +1,6 @@
 """A study, started as a user starts it: real Ray, real W&B files, a real kill."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,13 +12,17 @@ from pathlib import Path
 import optuna
 import pytest
 
+from equipoise.account import Cost
 from equipoise.launch.journal import journal
 from equipoise.record import Record
 from equipoise.study import StudyFolder
-from equipoise.wandb_file import history, summary
+from equipoise.uploading import parts
+from equipoise.wandb_file import history, records, summary
+from equipoise.wandb_row import ONSET, named
 from slicestore.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+IMAGES = ("x_s", "x_st", "x_sts", "x_t", "x_ts", "x_tst")
 SCRIPT = Path(__file__).with_name("tiny_study.py")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NO_COLOR": "1", "COLUMNS": "200"}
 
@@ -38,7 +43,7 @@ def started(line: list[str]) -> subprocess.Popen[bytes]:
 def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, str]:
     """A whole study with its confirmation over two workers, and what it printed."""
     results = tmp_path_factory.mktemp("results")
-    done = finished(store, results)
+    done = finished(store, results, "--wandb-images")
     assert done.returncode == 0, done.stderr[-3000:]
     return StudyFolder.open(results / "tiny"), done.stdout
 
@@ -81,17 +86,35 @@ def test_the_best_point_is_confirmed_by_two_workers_with_another_seed(undisturbe
 
 
 def test_w_and_b_s_offline_runs_read_back_as_the_records(undisturbed: tuple[StudyFolder, str]) -> None:
-    folder, _ = undisturbed
+    folder, said = undisturbed
     files = {p.stem.removeprefix(f"run-{folder.id}-"): p for p in folder.wandb.glob("wandb/offline-run-*/*.wandb")}
-    assert sorted(files) == [r.name for r in folder.records()]
+    assert sorted(files) == [*(r.name for r in folder.records()), "study"]
     for record in folder.records():
-        logged, rows, verdict = history(files[record.name]), record.rows(), record.verdict
+        path, rows, verdict = files[record.name], record.rows(), record.verdict
+        logged = [row for row in history(path) if ONSET not in row]
         assert [row["step"] for row in logged] == [row["step"] for row in rows]
-        for key, value in rows[-1].items():
-            assert logged[-1][key] == pytest.approx(value, nan_ok=True)
+        for told, row in zip(logged, rows, strict=True):
+            for key, value in row.items():
+                assert told[named(key)] == pytest.approx(value, nan_ok=True)
+        cost, ended = Cost.of(record), summary(path)
         assert verdict is not None
-        assert summary(files[record.name])["verdict"] == verdict.kind
-        assert summary(files[record.name])["steps"] == verdict.step
+        assert cost is not None
+        assert (ended["verdict"], ended["steps"], ended["onset"]) == (verdict.kind, verdict.step, verdict.onset)
+        assert ended["dice"] == rows[-1]["quality/translated_dice"]
+        assert ended["device_hours"] == pytest.approx(cost.seconds / 3600)
+        begun = next(r.run for r in records(path) if r.WhichOneof("record_type") == "run")
+        config = {u.key: json.loads(u.value_json) for u in begun.config.update if u.key != "_wandb"}
+        assert config == json.loads(json.dumps(record.config.flat()))
+        pictured = [row for row in logged if "panels/x_s.count" in row]
+        assert [record.picture(row["step"]) for row in pictured] == record.pictures()
+        files_of = [name for row in pictured for kind in IMAGES for name in row[f"panels/{kind}.filenames"]]
+        assert len(files_of) == len(pictured) * len(IMAGES) * pictured[0]["panels/x_s.count"] > 0
+        assert all((path.parent / "files" / name).is_file() for name in files_of)
+    told = summary(files["study"])
+    assert (told["points"], told["best"]) == (5, said.split("best point: ")[1].split()[0])
+    assert {r.artifact.type for r in records(files["study"]) if r.WhichOneof("record_type") == "artifact"} == {
+        "model", "dataset"
+    }  # fmt: skip
 
 
 def test_a_study_killed_half_way_resumes_and_accounts_for_every_run_once(
@@ -129,9 +152,14 @@ def test_a_study_killed_half_way_resumes_and_accounts_for_every_run_once(
     assert [{k: v for k, v in row.items() if k not in drop} for row in again.rows()[:n]] == [
         {k: v for k, v in row.items() if k not in drop} for row in whole.rows()[:n]
     ]
-    for path in folder.wandb.glob("wandb/offline-run-*/*.wandb"):
-        steps = [row["step"] for row in history(path)]
-        assert steps == sorted(set(steps))
+    # At W&B the run that the kill met is one as well: its parts, one after the other, have every step once.
+    told = parts(folder.wandb)
+    assert len(told) == len(folder.records()) + 1
+    assert max(map(len, told.values())) > 1
+    for record in folder.records():
+        logged = [row["step"] for path in told[f"{folder.id}-{record.name}"] for row in history(path)
+                  if ONSET not in row]  # fmt: skip
+        assert logged == [row["step"] for row in record.rows()]
 
 
 @pytest.mark.parametrize(
