@@ -24,14 +24,16 @@ from tyro.conf import Positional
 from equipoise import batches, progress, speed
 from equipoise.config import PRESETS as RUNS
 from equipoise.config import PUBLISHED, RunConfig
+from equipoise.json_lines import JsonTracker
 from equipoise.keeping import Keeping
 from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
 from equipoise.sessions import sessions
 from equipoise.store_cli import Work, describe, later, shown, spread_here, store, volumes_table
 from equipoise.study import StudyFolder, latest_study
-from equipoise.study_cli import study
+from equipoise.study_cli import AsJson, study
 from equipoise.table import TableTracker, wide_console
+from equipoise.tensorboard import TensorBoardTracker
 from equipoise.tracking import Tracker, Watcher
 from equipoise.uploading import upload
 from equipoise.wandb_run import WandbMode, wandb_mode
@@ -124,6 +126,9 @@ def train(
     copies: str = "",
     wandb: WandbMode | None = None,
     wandb_images: bool = False,
+    tensorboard: bool = False,
+    quiet: bool = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train one run, or continue it where its folder left off.
 
@@ -140,6 +145,9 @@ def train(
             included, from which it goes on should its own folder be lost.
         wandb: online, offline or disabled; without it, online where there is a key.
         wandb_images: give W&B the panels too.
+        tensorboard: write TensorBoard's event files too, into the run's folder, panels included.
+        quiet: print mistakes, and nothing else.
+        as_json: print an object a line: every block of steps, and the verdict.
     """
     opened = Store.open(store)
     run = run.at("data.cohort", opened.fingerprint)
@@ -147,7 +155,7 @@ def train(
         run = run.at("net.classes", opened.classes)
     keeping = Keeping(every=checkpoint_every, kept=checkpoints_kept, copies=copies)
     _check(run, opened)
-    console = wide_console()
+    console = wide_console(quiet=quiet or as_json)
     mode, notice = wandb_mode(wandb)
     console.print(notice, highlight=False)
     trackers: list[Tracker] = []
@@ -162,6 +170,10 @@ def train(
                 gpus=_gpus(gpus_per_worker),
             )
         )
+    if tensorboard:
+        trackers.append(TensorBoardTracker(out / "tensorboard"))
+    if as_json:
+        trackers.append(JsonTracker(sys.stdout))
     if run.workers > 1:  # they train elsewhere: what they write is all there is to show
         trackers.append(TableTracker(console, "translated_dice"))
     record = Record(out)
@@ -229,6 +241,7 @@ def dashboard(
     results: Path = Path("results"),
     host: str = "127.0.0.1",
     port: int = 8080,
+    until_stdin_closes: bool = False,
 ) -> None:
     """Show a study in the browser: points, verdicts, importance.
 
@@ -237,10 +250,12 @@ def dashboard(
         results: where studies are kept.
         host: address to listen on; by default only this machine sees it.
         port: port to listen on.
+        until_stdin_closes: end when whoever started this does.
     """
     from equipoise.launch.dashboard import serve
 
-    serve(StudyFolder.open(folder) if folder else latest_study(results), host=host, port=port)
+    found = StudyFolder.open(folder) if folder else latest_study(results)
+    serve(found, host=host, port=port, until_stdin_closes=until_stdin_closes)
 
 
 def diagnose(

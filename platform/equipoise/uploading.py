@@ -188,7 +188,8 @@ def _main(words: Sequence[str]) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # nothing is ever written: it returns when the other end is closed
+    while os.read(0, 1024):  # until the other end is closed; unbuffered, so that the interpreter can end meanwhile
+        pass
     os._exit(1)  # W&B's own process ends with this one
 
 

@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ import torch
 import tyro
 from rich.console import Console
 
-from equipoise.account import Account
 from equipoise.batches import Cohort
 from equipoise.heads import HEADS, Heads, synthetic_store
 from equipoise.keeping import Keeping
+from equipoise.launch.audience import Audience
 from equipoise.launch.cluster import Share, connect, room
 from equipoise.launch.ledger import Ledger
 from equipoise.launch.options import Declare, Options, check, declared, fresh_folder, resumed, saved
@@ -35,11 +35,7 @@ from equipoise.record import CONFIRM, Record
 from equipoise.report import write_report
 from equipoise.sessions import Session, sessions
 from equipoise.study import Study, StudyFolder
-from equipoise.table import TableTracker, wide_console
 from equipoise.tracking import Watcher
-from equipoise.tracking import tell as tell_tracker
-from equipoise.wandb_run import wandb_mode
-from equipoise.wandb_tracker import WandbTracker
 from equipoise.writing import REFUSALS, refusal
 from slicestore.errors import InputError
 from slicestore.place import Place
@@ -106,7 +102,7 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
     Raises:
         InputError: an option, the store or the cluster cannot serve; nothing has been started then.
     """
-    began, console = time.monotonic(), wide_console()
+    began = time.monotonic()
     folder, options = resumed(declare, options)
     study = declared(declare, options)
     if options.points not in (None, study.points):
@@ -114,6 +110,7 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
             "points", found=options.points, rule=f"{study.name} has {study.points} points", remedy="leave --points out"
         )
     check(study, options)
+    audience = Audience(options)
     store = Place.at(options.store or synthetic_store(options.results, *heads)).url
     study = _bound(study, Store.open(store))
     if folder is not None:
@@ -122,38 +119,34 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
         share, slots = _placed(study, options)
         command = shlex.join(["python", *sys.argv])
         folder = folder or StudyFolder.create(fresh_folder(options, study), study, command, saved(options))
-        console.print(f"{study.name}: {study.question}", highlight=False)
-        console.print(f"{study.points} points of {study.run.steps} steps into {folder.folder}", soft_wrap=True)
+        audience.begins(folder, study)
         workers = options.least_workers_per_run or study.run.workers
         with Session.start(folder.folder, slots=slots, workers=workers, gpus=share.gpus) as session:
             terms = _terms(options, folder, share, slots, session.id)
             watched = partial(_watched, folder, session.id)
-            table = TableTracker(console, study.objective, study.names())
-            wandb = _wandb(console, folder, study, options, share)
-            with Watcher(watched, [table, *wandb]):
+            with Watcher(watched, audience.trackers(folder, study, share)):
                 ledger = search_points(folder, study, store, terms)
                 if ledger.unfinished:
-                    _leave(console, folder, ledger, session.id)
+                    _leave(audience, folder, ledger, session.id)
                 _confirm(folder, ledger, store, terms, _confirming(study, options))
-                for tracker in wandb:
-                    tell_tracker(tracker.conclude, folder, ledger.best())
+                audience.concludes(folder, ledger)
     write_report(folder)
     if tell is not None:
-        tell(folder, console)
-    _say(console, folder, ledger, time.monotonic() - began)
+        tell(folder, audience.console)
+    audience.ends(folder, ledger, time.monotonic() - began)
     return folder
 
 
-def _leave(console: Console, folder: StudyFolder, ledger: Ledger, session: str) -> None:
+def _leave(audience: Audience, folder: StudyFolder, ledger: Ledger, session: str) -> None:
     """Say what happens to points that have not ended, and leave.
 
     Raises:
         SystemExit: always: 0 where another session is at work on them, else 130, as of what was interrupted.
     """
     if any(other.alive for other in sessions(folder.folder) if other.id != session):
-        console.print(f"{ledger.unfinished} points are left to the other session, which will confirm and report")
+        audience.leaves(f"{ledger.unfinished} points are left to the other session, which will confirm and report")
         raise SystemExit(0)
-    console.print(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
+    audience.leaves(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
     raise SystemExit(130)
 
 
@@ -208,28 +201,6 @@ def _bound(study: Study, store: Store) -> Study:
     return dataclasses.replace(study, run=run)
 
 
-def _wandb(
-    console: Console, folder: StudyFolder, study: Study, options: Options, share: Share
-) -> Sequence[WandbTracker]:
-    """The tracker that writes W&B's runs; none where W&B is disabled."""
-    mode, notice = wandb_mode(options.wandb)
-    console.print(notice, highlight=False)
-    if mode == "disabled":
-        return ()
-    return (
-        WandbTracker(
-            folder.wandb,
-            group=study.name,
-            prefix=folder.id,
-            mode=mode,
-            images=options.wandb_images or options.store is None,
-            objective=study.objective,
-            gpus=share.gpus,
-            names=study.names(),
-        ),
-    )
-
-
 def _confirm(folder: StudyFolder, ledger: Ledger, store: str, terms: Terms, workers: int) -> None:
     """Run the best point once more, with a new seed and over several workers: does it hold?"""
     best = ledger.best()
@@ -240,22 +211,3 @@ def _confirm(folder: StudyFolder, ledger: Ledger, store: str, terms: Terms, work
     run = folder.runs / f"{CONFIRM}-{config.fingerprint[:8]}"
     if Record(run).verdict is None:
         train(run, config, store, terms.share, keeping=terms.keeping)
-
-
-def _say(console: Console, folder: StudyFolder, ledger: Ledger, seconds: float) -> None:
-    account = Account.of(folder.records())
-    console.print(", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(account.verdicts.items())))
-    console.print(
-        f"training {account.seconds:.0f} device-seconds; {account.seconds_saved_alarm:.0f} saved at the alarm, "
-        f"{account.seconds_saved_pruner:.0f} by stopping runs whose Dice fell behind; {seconds:.0f} s in all"
-    )
-    console.print(f"{account.share_saved_alarm:.1%} of all steps were saved by stopping at the alarm")
-    if ledger.failed:
-        console.print(f"{ledger.failed} points failed on every try, whatever their settings:", style="red")
-        for reason in ledger.reasons:
-            console.print(f"  {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
-        console.print(f"  see error.txt under {folder.folder / 'ray'}", style="red", soft_wrap=True)
-    console.print(f"best point: {ledger.best() or 'none'}")
-    console.print(f"report: {folder.report}", soft_wrap=True)
-    command = Path(sys.executable).with_name("equipoise")  # on the PATH or not
-    console.print(f"dashboard: {command} dashboard {shlex.quote(str(folder.folder))}", soft_wrap=True)

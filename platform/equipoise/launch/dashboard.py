@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import threading
 import time
 import uuid
@@ -40,8 +41,8 @@ FIGURES_EVERY = 20.0
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def serve(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> None:
-    """Serve a study's dashboard until Ctrl-C.
+def serve(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080, until_stdin_closes: bool = False) -> None:
+    """Serve a study's dashboard until Ctrl-C, or until whoever started it lets go of its standard input.
 
     Nobody is asked who they are: on another host than loopback everyone who reaches the port sees points and panels.
 
@@ -49,11 +50,19 @@ def serve(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> 
         InputError: the folder has no journal, or nothing can listen there.
     """
     with make(folder, host=host, port=port) as server:
+        if until_stdin_closes:
+            threading.Thread(target=_wait_for_stdin, args=(server,), daemon=True).start()
         print(f"dashboard of {folder.study.name}: http://{host}:{server.server_port} (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             return
+
+
+def _wait_for_stdin(server: WSGIServer) -> None:
+    while os.read(0, 1024):  # unbuffered: an interpreter that ends cannot wait for another thread's lock on stdin
+        pass
+    server.shutdown()
 
 
 def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> WSGIServer:

@@ -82,6 +82,16 @@ class Options:
     """online, offline or disabled. Without it: online where there is a key, else offline."""
     wandb_images: bool = False
     """Give W&B the panels too. Synthetic heads' panels go without asking; a patient's only with this flag."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too, into the study's folder; panels are among them, which stay there."""
+    dashboard: bool = False
+    """Serve the dashboard on this machine's loopback while the study runs."""
+    dashboard_port: int = 8080
+    """Where it listens."""
+    quiet: bool = False
+    """Print mistakes, and the report's path at the end, and nothing else."""
+    json: bool = False
+    """Print an object a line instead of tables: what is planned, every block of steps, every verdict, the end."""
     resume: bool = False
     """Continue the latest study of this name (or of --name) instead of starting one."""
     name: str | None = None
@@ -128,6 +138,10 @@ def check(study: Study, options: Options) -> None:
         database(options.storage)
     if options.least_workers_per_run is not None:
         check_elastic(study.run, options.least_workers_per_run)
+    if options.quiet and options.json:
+        raise InputError(
+            "--quiet", found="--json beside it", rule="nothing is told, or all of it", remedy="leave one of them out"
+        )
     if options.concurrent is not None and options.concurrent < 1:
         raise InputError("--concurrent", found=options.concurrent, rule="runs are done", remedy="give 1 or more")
     Keeping(every=options.checkpoint_every, kept=options.checkpoints_kept, copies=options.copies or "")
@@ -154,10 +168,14 @@ def resumed(declare: Declare, options: Options) -> tuple[StudyFolder | None, Opt
     return folder, type(options)(**{**kept, **given})
 
 
+_OF_A_SESSION = ("resume", "name", "results", "address", "dashboard", "dashboard_port", "quiet", "json")
+"""Options that a resume does not take over."""
+
+
 def saved(options: Options) -> dict[str, Any]:
     """What a resume needs to know of how the study was started."""
     data = dataclasses.asdict(options) | {"store": Place.at(options.store).url if options.store else None}
-    return {k: v for k, v in data.items() if k not in ("resume", "name", "results", "address")}
+    return {k: v for k, v in data.items() if k not in _OF_A_SESSION}
 
 
 def fresh_folder(options: Options, study: Study) -> Path:

@@ -1,0 +1,140 @@
+"""A study is told to people, to programs, to W&B in any state and to a browser; its numbers are the same for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_server import WandbServer
+
+from equipoise.study import StudyFolder
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+SCRIPT = Path(__file__).with_name("tiny_study.py")
+SMALL = ("--points", "2", "--confirm-workers", "0")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NO_COLOR": "1"}
+
+
+def line(store: Path, results: Path, *more: str, steps: int = 8) -> list[str]:
+    words = ["--store", str(store), "--results", str(results), "--steps", str(steps)]
+    return [sys.executable, str(SCRIPT), *words, *SMALL, *more]
+
+
+def study(store: Path, results: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        line(store, results, *more), env=ENVIRONMENT | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def numbers(results: Path) -> dict[str, Any]:
+    """All that the study's runs came to, but for wall times."""
+    records = StudyFolder.open(results / "tiny").records()
+    told = {
+        r.name: ([{k: v for k, v in row.items() if k != "time/block"} for row in r.rows()], r.verdict) for r in records
+    }
+    assert len(told) == 2
+    return told
+
+
+@contextmanager
+def w_and_b(manner: str) -> Iterator[str]:
+    """The address of a W&B in that state."""
+    if manner == "refuses":
+        with socket.socket() as held:  # bound, and never listened on
+            held.bind(("127.0.0.1", 0))
+            yield f"http://127.0.0.1:{held.getsockname()[1]}"
+        return
+    server = WandbServer(manner)  # type: ignore[arg-type]
+    yield server.url
+    assert server.sent
+    server.close()
+
+
+def test_w_and_b_in_any_state_changes_no_number_and_costs_some_seconds_at_most(store: Path, tmp_path: Path) -> None:
+    took: dict[str, float] = {}
+
+    def timed(manner: str, *more: str, **environment: str) -> dict[str, Any]:
+        began = time.monotonic()
+        study(store, tmp_path / manner, *more, **environment)
+        took[manner] = time.monotonic() - began
+        return numbers(tmp_path / manner)
+
+    alone = timed("disabled", "--wandb", "disabled")
+    for manner in ("refuses", "hangs", "500", "dies"):
+        with w_and_b(manner) as url:
+            key = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url, "HOME": str(tmp_path)}
+            assert timed(manner, "--wandb", "online", **key) == alone, manner
+    print({manner: round(seconds, 1) for manner, seconds in took.items()})
+    assert all(seconds < took["disabled"] + 60 for seconds in took.values()), took  # W&B alone would try for long
+
+
+def test_a_program_is_told_an_object_a_line_while_a_browser_and_tensorboard_see_it_too(
+    store: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = ("--json", "--tensorboard", "--dashboard", "--dashboard-port", str(port), "--wandb", "disabled")
+    command = line(store, tmp_path, *flags, steps=80)
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        seen = None
+        while process.poll() is None and seen is None:
+            seen = _get(f"http://127.0.0.1:{port}/api/studies")
+            time.sleep(0.2)
+        out, errors = process.communicate()
+    assert process.returncode == 0, errors[-3000:]
+    assert seen is not None
+    assert [one["study_name"] for one in json.loads(seen)["study_summaries"]] == ["tiny"]
+    assert _get(f"http://127.0.0.1:{port}/api/studies") is None  # it ended with the study
+    said = [json.loads(each) for each in out.decode().splitlines()]
+    assert {one["event"] for one in said[1:-1]} == {"block", "ended"}
+    assert (said[0]["event"], said[0]["points"], said[0]["steps"]) == ("study", 2, 80)
+    records = StudyFolder.open(tmp_path / "tiny").records()
+    for record in records:
+        blocks = [one for one in said if one["event"] == "block" and one["run"] == record.name]
+        assert [{"step": one["step"], **one["signals"]} for one in blocks] == record.rows()
+        (ended,) = (one for one in said if one["event"] == "ended" and one["run"] == record.name)
+        assert record.verdict is not None
+        assert (ended["verdict"], ended["stability"]) == (record.verdict.kind, record.verdict.stability)
+    assert said[-1]["event"] == "finished"
+    assert said[-1]["report"] == str(tmp_path / "tiny" / "report.html")
+    assert sorted(path.name for path in (tmp_path / "tiny" / "tensorboard").iterdir()) == [r.name for r in records]
+
+
+def test_a_quiet_study_says_where_its_report_is_and_nothing_else(store: Path, tmp_path: Path) -> None:
+    said = study(store, tmp_path, "--quiet", "--wandb", "disabled").stdout
+    assert said == f"{tmp_path / 'tiny' / 'report.html'}\n"
+
+
+def test_a_busy_port_is_told_before_anything_is_started(store: Path, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = line(store, tmp_path / "results", "--dashboard", "--dashboard-port", str(port))
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"--dashboard-port {port}: found a port that cannot be had" in " ".join(done.stderr.split())
+    assert not (tmp_path / "results").exists()
+
+
+def _get(url: str) -> bytes | None:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            content: bytes = answer.read()
+            return content
+    except (urllib.error.URLError, ConnectionError):
+        return None
