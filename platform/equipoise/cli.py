@@ -228,10 +228,11 @@ def report(folder: Annotated[Path | None, Positional[Path | None]] = None, /, re
         folder: the study's folder; the latest one by default.
         results: where studies are kept.
     """
+    from equipoise.launch.importance import importance
     from equipoise.report import write_report
 
     found = StudyFolder.open(folder) if folder else latest_study(results)
-    write_report(found)
+    write_report(found, importance)
     Console().print(found.report, soft_wrap=True)
 
 

@@ -7,16 +7,17 @@ A value that is not finite is never drawn as a number: a sentence below the figu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from equipoise.columns import Columns, Row
 from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
-from equipoise.record import CONFIRM, Record, Row
+from equipoise.record import CONFIRM, Record
 from equipoise.study import Study
 from equipoise.survival import survival as kaplan_meier
 
@@ -60,7 +61,7 @@ class Run:
         """What a record holds now."""
         verdict = record.verdict  # before the rows: a run with a verdict then has all of them
         pictures = record.pictures()
-        return cls(record.name, record.config, verdict, record.rows(), pictures[-1] if pictures else None)
+        return cls(record.name, record.config, verdict, record.columns(), pictures[-1] if pictures else None)
 
     @property
     def kind(self) -> str:
@@ -75,12 +76,12 @@ class Run:
     @property
     def steps(self) -> int:
         """Steps done."""
-        return int(self.rows[-1]["step"]) if self.rows else 0
+        return int(self.last("step") or 0)
 
     @property
     def device_seconds(self) -> float:
         """Wall time of the steps, times the workers that did them."""
-        return sum(row["time/block"] * row.get("time/workers", self.config.workers) for row in self.rows)
+        return self.columns.total("time/block", "time/workers", self.config.workers)
 
     @property
     def stability(self) -> float | None:
@@ -89,13 +90,16 @@ class Run:
 
     def last(self, signal: str) -> float | None:
         """The last value recorded of a signal; None if there is none. May be NaN or infinite."""
-        return next((row[signal] for row in reversed(self.rows) if signal in row), None)
+        return self.columns.last(signal)
 
     def curve(self, signal: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps `(n,)` and values `(n,)` of the blocks that hold a signal."""
-        held = [(row["step"], row[signal]) for row in self.rows if signal in row]
-        steps, values = np.array(held, dtype=np.float64).reshape(-1, 2).T
-        return steps, values
+        return self.columns.curve(signal)
+
+    @property
+    def columns(self) -> Columns:
+        """The rows by signals."""
+        return self.rows if isinstance(self.rows, Columns) else Columns(self.rows)
 
 
 class Figure(NamedTuple):
@@ -133,7 +137,14 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
             textposition="middle left",
             hovertext=[f"{about(run)}<br>{words(run.kind)}" for run, _, _ in shown],
             hovertemplate="%{hovertext}<br>Dice %{y:.3f}, S %{x:.3f}<extra></extra>",
+            meta={"points": [run.name for run, _, _ in shown]},
         )
+    front = pareto(runs, quality)
+    if len(front) > 1:
+        figure.add_scatter(
+            x=[s for s, _ in front], y=[dice for _, dice in front], mode="lines", name="nothing beats these in both",
+            line={"color": SOFT, "width": 1, "dash": "dot", "shape": "vh"}, hoverinfo="skip",
+        )  # fmt: skip
     figure.add_annotation(
         x=study.feasible, y=1, yref="paper", text=f"feasible: S ≥ {study.feasible:g}",
         showarrow=False, xanchor="right", yanchor="top", xshift=-6, font={"color": LOOKS["stable"].colour},
@@ -141,6 +152,17 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
     figure.update_xaxes(title="stability S (hollow: so far)", range=[-0.03, 1.03])
     figure.update_yaxes(title=study.objective.replace("_", " "), rangemode="tozero")
     return Figure(styled(figure, 420), notes)
+
+
+def pareto(runs: Sequence[Run], quality: str) -> list[tuple[float, float]]:
+    """S and Dice of the points that no other beats in both, by S; of runs whose S is known, confirmations aside."""
+    known = [(run.stability, run.last(quality)) for run in runs if not run.confirms]
+    pairs = [(s, dice) for s, dice in known if s is not None and dice is not None and math.isfinite(dice)]
+    front: list[tuple[float, float]] = []
+    for s, dice in sorted(set(pairs), reverse=True):
+        if not front or dice > front[-1][1]:
+            front.append((s, dice))
+    return front[::-1]
 
 
 def survival(points: Sequence[Run]) -> Figure | None:
@@ -174,6 +196,29 @@ def survival(points: Sequence[Run]) -> Figure | None:
     figure.update_xaxes(title="step", rangemode="tozero")
     figure.update_yaxes(title="share not failing", range=[-0.03, 1.05])
     return Figure(styled(figure, 360), [])
+
+
+def bars(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Shares in [0, 1] of some settings as bars, a panel a value that they are shares of; the largest on top."""
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=1, cols=len(shares), subplot_titles=list(shares), horizontal_spacing=0.2)
+    for i, told in enumerate(shares.values(), start=1):
+        ordered = sorted(told.items(), key=lambda item: item[1])
+        figure.add_bar(
+            x=[share for _, share in ordered],
+            y=[path for path, _ in ordered],
+            orientation="h",
+            marker={"color": LOOKS["unfinished"].colour},
+            showlegend=False,
+            xaxis=f"x{i}",
+            yaxis=f"y{i}",
+            hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+        )
+    longest = max(map(len, shares.values()))
+    figure.update_xaxes(title="share", rangemode="tozero")
+    figure.update_yaxes(automargin=True)
+    return Figure(styled(figure, 110 + 22 * longest), [])
 
 
 def onset(run: Run) -> int | None:

@@ -237,7 +237,7 @@ SPARED: Column = "steps saved", lambda cell: spread((outcome.spared for outcome 
 
 def measured(outcomes: Iterable[Outcome]) -> list[str]:
     """Names of the Dice that some run has, raw before running mean, translated before target."""
-    found = {key for outcome in outcomes for row in outcome.run.rows for key in row}
+    found = {name for outcome in outcomes for name in outcome.run.columns.names()}
     wanted = ("translated_dice", "ema_translated_dice", "target_dice", "ema_target_dice")
     return [name for name in wanted if f"quality/{name}" in found]
 

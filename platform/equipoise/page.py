@@ -109,6 +109,8 @@ section { margin-top: 44px; border-top: 1px solid var(--line); padding-top: 20px
 .bar span { flex: 0 1 0; min-width: max-content; padding: 4px 10px; background: var(--kind); color: #fff;
   font-size: 13px; font-weight: 600; }
 .wide { overflow-x: auto; margin: 0 0 14px; }
+.tall { overflow: auto; max-height: 80vh; }
+.tall thead th { position: sticky; top: 0; background: #fff; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: 5px 7px; text-align: right; white-space: nowrap; vertical-align: baseline; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -141,7 +143,8 @@ summary { cursor: pointer; font-size: 14px; }
 ul { padding-left: 18px; margin: 8px 0; font-size: 14px; }
 pre { background: #f5f7f9; padding: 14px 16px; margin: 10px 0; white-space: pre-wrap; font-size: 13.5px; }
 code { font-size: 0.92em; overflow-wrap: anywhere; }
-@media print { main { max-width: none; padding: 0; } figure, .js-plotly-plot { break-inside: avoid; } }
+@media print { main { max-width: none; padding: 0; } figure, .js-plotly-plot { break-inside: avoid; }
+  .tall { max-height: none; } }
 """
 
 _SCRIPT = """
@@ -158,12 +161,35 @@ table.querySelectorAll("thead th").forEach((th, column) => th.firstChild.addEven
   }).forEach(body => table.append(body));
 }));
 let alone = null;
+const part = (trace, name) => {
+  let start = 0;
+  for (const [run, length] of Object.entries(trace.meta.runs)) {
+    if (run === name) return {x: Array.from(trace.x.slice(start, start + length)),
+      y: Array.from(trace.y.slice(start, start + length))};
+    start += length;
+  }
+};
+const isolate = plot => {
+  const added = plot.data.flatMap((trace, i) => trace.meta && trace.meta.alone ? [i] : []);
+  if (added.length) Plotly.deleteTraces(plot, added);
+  const all = plot._fullData, lines = [], points = [], single = [];
+  all.forEach((trace, i) => {
+    const meta = trace.meta || {};
+    if (meta.runs) lines.push(i);
+    if (meta.points) points.push(i);
+    const found = meta.runs && alone !== null && part(trace, alone);
+    if (found) single.push({...found, mode: "lines", name: alone, showlegend: false, meta: {alone: true},
+      xaxis: trace.xaxis, yaxis: trace.yaxis, line: {color: trace.line.color, width: 2.4}});
+  });
+  if (lines.length) Plotly.restyle(plot, {opacity: alone === null ? 1 : 0.08}, lines);
+  if (points.length) Plotly.restyle(plot, {selectedpoints: points.map(i => alone === null ? null :
+    all[i].meta.points.flatMap((name, k) => name === alone ? [k] : []))}, points);
+  if (single.length) Plotly.addTraces(plot, single);
+};
 document.querySelectorAll("button.run").forEach(button => button.addEventListener("click", () => {
   const name = button.closest("tbody").dataset.run;
   alone = alone === name ? null : name;
   [...table.tBodies].forEach(body => body.classList.toggle("alone", body.dataset.run === alone));
-  const names = new Set([...table.tBodies].map(body => body.dataset.run));
-  document.querySelectorAll(".js-plotly-plot").forEach(plot => Plotly.restyle(plot, {
-    opacity: plot.data.map(trace => alone === null || !names.has(trace.name) || trace.name === alone ? 1 : 0.08)}));
+  document.querySelectorAll(".js-plotly-plot").forEach(isolate);
 }));
 """

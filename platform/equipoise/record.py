@@ -30,9 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 
 from equipoise import checkpoint, recovery
+from equipoise.columns import Columns
+from equipoise.columns import Row as Row
 from equipoise.config import RunConfig
 from equipoise.environment import environment
 from equipoise.monitor import Horizon, Verdict
@@ -41,7 +44,6 @@ from equipoise.train import Progress, evaluations
 from equipoise.writing import append, told, write
 from slicestore.errors import InputError
 
-Row = dict[str, float]
 CONFIRM = "confirm"
 """How the name of a run that repeats a study's best point begins."""
 log = logging.getLogger(__name__)
@@ -106,6 +108,10 @@ class Record:
     def rows(self, start: int = 0) -> list[Row]:
         """Signals from row number `start` on; a last line that a kill cut off is left out."""
         return _rows(self.folder / "signals.jsonl", start)
+
+    def columns(self) -> Columns:
+        """All signals, for reading many runs at once."""
+        return Columns(_read_lines(self.folder / "signals.jsonl"))
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -278,8 +284,8 @@ def _rows(path: Path, start: int = 0) -> list[Row]:
 
 def _read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
     """Whole lines from number `start` on: the last one may have been torn by a kill."""
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []
-    return [json.loads(line) for line in lines[start:]]
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [orjson.loads(line) for line in lines[start:]]
 
 
 def _line(row: Row) -> str:

@@ -13,7 +13,7 @@ import math
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from equipoise.config_base import Leaf
 from equipoise.figures import LOOKS, Figure, Run, words
 from equipoise.page import NOTHING, folded, key, number, page, section, table
 from equipoise.record import Record
-from equipoise.search import Choice, Dimension, Fixed, cases
+from equipoise.search import Choice, Dimension, Fixed, Space, cases
 from equipoise.seeds import Ended
 from equipoise.sessions import sessions
 from equipoise.study import Study, StudyFolder
@@ -50,8 +50,18 @@ _COST = (
 )
 
 
-def write_report(folder: StudyFolder) -> Path:
+TALL = 40
+"""Runs beyond which their table scrolls by itself."""
+Importance = Callable[[Sequence[Run], Space, Callable[[Run], float | None]], Mapping[str, float] | None]
+"""How much each searched setting has to do with a run's value; None where that cannot be told."""
+
+
+def write_report(folder: StudyFolder, importance: Importance | None = None) -> Path:
     """Write the report, whole or not at all; returns where it lies.
+
+    Args:
+        folder: the study.
+        importance: `launch.importance`, which needs Optuna; without it the report leaves that out.
 
     Raises:
         InputError: a run's settings cannot be read, or the disk refuses the report.
@@ -59,11 +69,14 @@ def write_report(folder: StudyFolder) -> Path:
     study, records = folder.study, folder.records()
     runs = [Run.read(record) for record in records]
     best = best_point(runs, study)
+    whole, costs = accounts(records, sessions(folder.folder))
     parts = (
-        _summary(study, runs, best),
+        _summary(study, runs, best, whole),
         _table(study, runs, best),
         _figures(study, runs, best),
-        _cost(folder, records),
+        _importance(study, runs, importance),
+        _balance(runs, best),
+        _cost(whole, costs),
         _pictures(folder, runs, best),
         _settings(study),
         _environment(records),
@@ -116,7 +129,7 @@ def _last_dice(run: Run, study: Study) -> float:
     return run.rows[-1].get(f"quality/{study.objective}", math.nan) if run.rows else math.nan
 
 
-def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
+def _summary(study: Study, runs: Sequence[Run], best: Run | None, whole: Account) -> str:
     points = by_point(runs)
     counts = Counter(run.kind for point in points for run in point)
     of = f"points of {study.seeds} seeds" if study.seeds > 1 else "points"
@@ -131,6 +144,13 @@ def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
                 + (f"ended {words(run.kind)}" if run.verdict else "has not ended")
                 + f": Dice {_dice(run, study)}, S {number(run.stability)}."
             )
+    unit = whole.unit
+    budget = (
+        f"Budget: {study.points:,} points of {study.run.steps:,} steps"
+        + (f", {study.seeds} seeds each" if study.seeds > 1 else "")
+        + f". Trained so far: {unit.said(whole.seconds)} {unit.name}; saved by stopping early: "
+        f"{unit.said(whole.seconds_saved)}."
+    )
     bar = "".join(
         f'<span class="{k}" style="flex-grow:{counts[k]}">{counts[k]} {words(k)}</span>' for k in LOOKS if counts[k]
     )
@@ -139,6 +159,7 @@ def _summary(study: Study, runs: Sequence[Run], best: Run | None) -> str:
 <h1>{escape(study.question)}</h1>
 <div class="bar" role="img" aria-label="points by verdict">{bar}</div>
 <p class="lead">{" ".join(told)}</p>
+<p class="note">{budget}</p>
 </header>"""
 
 
@@ -166,11 +187,12 @@ def _table(study: Study, runs: Sequence[Run], best: Run | None) -> str:
     lines = "".join(
         _line(run, qualities, paths, (names.get(run.config), "best point" if run is best else None)) for run in runs
     )
+    shape = "wide tall" if len(runs) > TALL else "wide"
     return section(
         "Runs",
         f"{study.run.steps:,} steps are planned. S in brackets is S so far. A heading sorts; a run's name shows that "
         "run alone in the curves below.",
-        f'<div class="wide"><table class="runs"><thead><tr>{head}</tr></thead>{lines}</table></div>{_VERDICTS}',
+        f'<div class="{shape}"><table class="runs"><thead><tr>{head}</tr></thead>{lines}</table></div>{_VERDICTS}',
     )
 
 
@@ -218,7 +240,8 @@ def _figures(study: Study, runs: Sequence[Run], best: Run | None) -> str:
         (
             "Dice against stability",
             "Each run's last Dice, as recorded; hollow where S at full length is not known. The best point is the "
-            "one of the highest Dice in the feasible region.",
+            "one of the highest Dice in the feasible region. The dotted line is the Pareto front: no point has both a "
+            "higher Dice and a higher S than one on it.",
             figures.dice_against_stability(runs, study, best),
         ),
         (
@@ -262,8 +285,44 @@ def _drawn(figure: Figure) -> str:
     return str(to_html(figure.figure, config=config, include_plotlyjs=False, full_html=False)) + notes
 
 
-def _cost(folder: StudyFolder, records: Sequence[Record]) -> str:
-    whole, parts = accounts(records, sessions(folder.folder))
+def _importance(study: Study, runs: Sequence[Run], importance: Importance | None) -> str:
+    """Bars of what tells good runs from others, by Dice and by S."""
+    if importance is None or not study.searches:
+        return ""
+    points = [run for run in runs if not run.confirms]
+    quality = f"quality/{study.objective}"
+    found = {
+        study.objective.replace("_", " "): importance(points, study.space, lambda run: run.last(quality)),
+        "S": importance(points, study.space, lambda run: run.stability),
+    }
+    told = {name: shares for name, shares in found.items() if shares}
+    if not told:
+        return section("Importance", "", "<p>Too few runs have ended to tell which settings matter.</p>")
+    return section(
+        "Importance",
+        "How much each searched setting has to do with a run's being among the best tenth (PED-ANOVA; shares add up to "
+        "1). The search chose these points: this describes them, and proves no cause.",
+        _drawn(figures.bars(told)),
+    )
+
+
+def _balance(runs: Sequence[Run], best: Run | None) -> str:
+    """How evenly terms pull, over all runs, and in the best one term by term."""
+    even = curves.balance(runs, best)
+    if even is None:
+        return ""
+    pulls = curves.pulls(best) if best is not None else None
+    return section(
+        "Balance",
+        "How evenly the terms of the objective pull at each network: the entropy of their gradients' shares, 1 where "
+        "all pull alike and 0 where one does it all."
+        + (" Below, the shares in the best point, term by term." if pulls else ""),
+        _drawn(even),
+        _drawn(pulls) if pulls else "",
+    )
+
+
+def _cost(whole: Account, parts: Mapping[str, Account]) -> str:
     unit, ways = whole.unit, ("saved at the alarm", "saved by the pruner", "lost to failures")
     steps_apart, times_apart = ([f"{what} {way}" for way in ways] for what in ("steps", unit.short))
     heads = ("", "runs", "steps", *steps_apart, unit.name, *times_apart, "restarts")

@@ -5,23 +5,28 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pytest
 import torch
+from replayed_study import replayed
 
 from equipoise import curves
+from equipoise.account import Account
+from equipoise.batches import Cohort
 from equipoise.config import PUBLISHED, RunConfig
-from equipoise.curves import critics, losses
-from equipoise.figures import LOOKS, Run, dice_against_stability, survival
+from equipoise.curves import balance, critics, losses, pulls
+from equipoise.figures import LOOKS, Figure, Run, dice_against_stability, pareto, survival
 from equipoise.monitor import Finding, Verdict
 from equipoise.panels import Panels
 from equipoise.record import Record
 from equipoise.report import best_point, write_report
-from equipoise.search import Choice, Fixed, Range
+from equipoise.search import Choice, Fixed, Range, Space
+from equipoise.sitting import recorded as recorded_run
 from equipoise.study import Study, StudyFolder
 from equipoise.table import COLOURS
 from equipoise.train import Progress
@@ -212,28 +217,55 @@ def test_without_a_feasible_point_the_best_is_that_of_the_highest_dice_times_s(f
     assert best.name == "005-ffff"
 
 
+class Curve(NamedTuple):
+    x: np.ndarray
+    y: np.ndarray
+
+
+def curve(drawn: Figure, run: str, axis: str) -> Curve:
+    """A run's part of the trace that holds it, without the gap behind it."""
+    (trace,) = (t for t in drawn.figure.data if run in (t.meta or {}).get("runs", ()) and t.xaxis == axis)
+    lengths = trace.meta["runs"]
+    start = 0
+    for name, length in lengths.items():
+        if name == run:
+            break
+        start += length
+    assert set(trace.text[start : start + length]) == {run}
+    assert np.isnan(trace.y[start + length - 1])
+    return Curve(trace.x[start : start + length - 1], trace.y[start : start + length - 1])
+
+
+def marks(drawn: Figure, run: str, axis: str, symbol: str) -> list[Any]:
+    """Traces of marks of a run alone, as the runs in these tests' groups are few."""
+    return [
+        t for t in drawn.figure.data
+        if run in (t.meta or {}).get("points", ()) and t.xaxis == axis and t.marker.symbol == symbol
+    ]  # fmt: skip
+
+
 def test_a_value_that_is_not_finite_is_a_gap_with_a_cross_and_a_sentence(folder: StudyFolder) -> None:
     drawn = losses(runs(folder), None)
     assert "002-cccc: loss/segmentation is not finite in 1 of 13 blocks, from step 130." in drawn.notes
-    traces = [t for t in drawn.figure.data if t.name == "002-cccc" and t.xaxis == "x2"]
-    line = next(t for t in traces if t.mode == "lines")
+    line = curve(drawn, "002-cccc", "x2")
     assert np.isnan(line.y[-1])
     assert np.isfinite(line.y[:-1]).all()
-    cross = next(t for t in traces if t.mode == "markers" and t.marker.symbol == "x-thin")
+    (cross,) = marks(drawn, "002-cccc", "x2", "x-thin")
     assert cross.x == (130,)
     assert drawn.figure.layout[f"yaxis{cross.yaxis[1:]}"].overlaying == "y2"
 
 
 def test_an_onset_is_marked_on_the_curve(folder: StudyFolder) -> None:
     drawn = losses(runs(folder), None)
-    marks = [t for t in drawn.figure.data if t.name == "001-bbbb" and t.mode == "markers"]
-    assert [t.x for t in marks] == [(200,)] * 3
-    assert marks[0].y[0] == pytest.approx(0.5 * math.exp(-1))
+    found = [mark for axis in ("x", "x2", "x3") for mark in marks(drawn, "001-bbbb", axis, "diamond")]
+    assert [mark.x for mark in found] == [(200,)] * 3
+    assert found[0].y[0] == pytest.approx(0.5 * math.exp(-1))
 
 
 def test_a_winning_critic_is_marked_in_its_own_panel(folder: StudyFolder) -> None:
-    marks = [t for t in critics(runs(folder), None).figure.data if t.name == "005-ffff" and t.mode == "markers"]
-    assert [(t.x, t.xaxis) for t in marks] == [((300,), "x")]
+    drawn = critics(runs(folder), None)
+    (mark,) = (mark for axis in ("x", "x2", "x3", "x4") for mark in marks(drawn, "005-ffff", axis, "diamond"))
+    assert (mark.x, mark.xaxis) == ((300,), "x")
 
 
 def test_a_negative_loss_has_no_place_on_a_logarithmic_axis_and_is_said_to_be_missing(folder: StudyFolder) -> None:
@@ -244,9 +276,11 @@ def test_a_negative_loss_has_no_place_on_a_logarithmic_axis_and_is_said_to_be_mi
 
 
 def test_of_a_hinge_game_the_margin_is_drawn_and_not_the_generator(folder: StudyFolder) -> None:
+    with open(folder.runs / "003-dddd" / "signals.jsonl", "a") as file:
+        file.write(json.dumps({"step": 110, "critic/gap_t": 0.4, "time/block": 1, "divergence/stability": 1}) + "\n")
     figure = losses(runs(folder), None).figure
     titles = [a.text for a in figure.layout.annotations]
-    lines = [t for t in figure.data if t.mode == "lines" and t.name == "003-dddd"]
+    lines = [t for t in figure.data if "003-dddd" in (t.meta or {}).get("runs", ())]
     assert [titles[int(t.xaxis[1:] or 1) - 1] for t in lines] == [
         "cycle, target",
         "segmentation",
@@ -258,7 +292,7 @@ def test_a_margin_may_be_negative_and_is_drawn_all_the_same(folder: StudyFolder)
     with open(folder.runs / "003-dddd" / "signals.jsonl", "a") as file:
         file.write(json.dumps({"step": 110, "critic/gap_t": -0.4, "time/block": 1, "divergence/stability": 1}) + "\n")
     drawn = losses(runs(folder), None)
-    (line,) = (t for t in drawn.figure.data if t.name == "003-dddd" and t.mode == "lines" and t.xaxis == "x4")
+    line = curve(drawn, "003-dddd", "x4")
     assert line.y[-1] == pytest.approx(-0.4)
     assert drawn.figure.layout.yaxis4.type is None
     assert drawn.figure.layout.yaxis.type == "log"
@@ -270,7 +304,7 @@ def test_with_very_many_blocks_only_every_kth_is_drawn_and_the_report_stays_smal
 ) -> None:
     monkeypatch.setattr(curves, "POINTS", 300)
     drawn = losses(runs(folder), None)
-    line = next(t for t in drawn.figure.data if t.name == "000-aaaa" and t.mode == "lines")
+    line = curve(drawn, "000-aaaa", "x")
     assert drawn.notes[0] == "One block in 3 is drawn; onsets and crosses are exact."
     assert list(line.x[:3]) == [10, 40, 70]
 
@@ -380,3 +414,91 @@ def test_where_a_study_searches_is_told_with_its_conditions(tmp_path: Path) -> N
         "True, False",
     ):
         assert f"<td>{told}</td>" in page
+
+
+def judged(name: str, s: float | None, dice: float) -> Run:
+    verdict = Verdict("censored" if s is None else "stable", 400, 400, s)
+    return Run(name, PUBLISHED, verdict, [{"step": 400, "quality/translated_dice": dice}], None)
+
+
+def test_the_pareto_front_is_of_points_that_none_beats_in_both() -> None:
+    points = [
+        judged("0", 1.0, 0.5), judged("1", 0.9, 0.4), judged("2", 0.5, 0.8), judged("3", 0.5, 0.7),
+        judged("4", 0.2, 0.8), judged("5", 0.1, 0.9), judged("6", None, 0.99), judged("7", 0.9, math.nan),
+        judged("confirm-8", 1.0, 1.0),
+    ]  # fmt: skip
+    assert pareto(points, "quality/translated_dice") == [(0.1, 0.9), (0.5, 0.8), (1.0, 0.5)]
+
+
+def with_balance(folder: StudyFolder) -> list[Run]:
+    shares = {"balance/generator_adv_t": 0.25, "balance/generator_cycle_t": 0.75, "balance/generator": 0.81}
+    with open(folder.runs / "000-aaaa" / "signals.jsonl", "a") as file:
+        file.write(json.dumps({"step": 410, "time/block": 1, "divergence/stability": 1, **shares}) + "\n")
+    return runs(folder)
+
+
+def test_how_evenly_terms_pull_is_drawn_where_it_was_measured(folder: StudyFolder) -> None:
+    assert balance(runs(folder), None) is None
+    drawn = balance(with_balance(folder), None)
+    assert drawn is not None
+    assert list(curve(drawn, "000-aaaa", "x").y) == [pytest.approx(0.81)]
+    assert "Balance" in write_report(folder).read_text()
+
+
+def test_each_term_s_share_of_a_run_is_stacked(folder: StudyFolder) -> None:
+    run = next(run for run in with_balance(folder) if run.name == "000-aaaa")
+    drawn = pulls(run)
+    assert drawn is not None
+    assert {trace.name: list(trace.y) for trace in drawn.figure.data} == {"adv_t": [0.25], "cycle_t": [0.75]}
+    assert pulls(next(run for run in runs(folder) if run.name == "001-bbbb")) is None
+
+
+def test_importance_is_shown_by_dice_and_by_s_as_it_is_told(folder: StudyFolder) -> None:
+    asked: list[list[float | None]] = []
+
+    def told(points: Sequence[Run], space: Space, value: Callable[[Run], float | None]) -> dict[str, float]:
+        assert not any(run.confirms for run in points)
+        asked.append([value(run) for run in points])
+        return {"optim.lr": 0.75, "loss.adversarial": 0.25}
+
+    page = write_report(folder, told).read_text()
+    points = [run for run in runs(folder) if not run.confirms]
+    same(asked[0], [run.last("quality/translated_dice") for run in points])
+    same(asked[1], [run.stability for run in points])
+    assert "PED-ANOVA" in page
+    assert "Too few runs have ended to tell" in write_report(folder, lambda *_: None).read_text()
+    assert "Importance" not in write_report(folder).read_text()
+
+
+def same(one: list[float | None], other: list[float | None]) -> None:
+    assert [math.nan if v is None else v for v in one] == pytest.approx(
+        [math.nan if v is None else v for v in other], nan_ok=True
+    )
+
+
+def test_the_budget_is_told_with_what_was_spent_and_saved(folder: StudyFolder) -> None:
+    whole = Account.of(folder.records())
+    spent, saved = (whole.unit.said(seconds) for seconds in (whole.seconds, whole.seconds_saved))
+    told = f"Budget: 7 points of 400 steps. Trained so far: {spent} {whole.unit.name}; saved by stopping early: {saved}"
+    assert whole.seconds_saved > 0
+    assert told in page_of(folder)
+
+
+def page_of(folder: StudyFolder) -> str:
+    return re.sub(r"\s+", " ", write_report(folder).read_text())
+
+
+def test_a_study_of_500_runs_has_a_report_of_less_than_20_megabytes_in_which_all_of_them_are(
+    tmp_path: Path, cohort: Cohort, tiny: RunConfig
+) -> None:
+    recorded = []
+    for seed in range(2):
+        record = Record(tmp_path / f"recorded-{seed}")
+        list(recorded_run(record.folder, tiny.at("seed", seed), cohort))
+        recorded.append(record)
+    folder = replayed(tmp_path / "replayed", recorded, 500)
+    page = write_report(folder)
+    assert page.stat().st_size < 20e6
+    text = page.read_text()
+    assert all(f'data-run="{record.name}"' in text for record in folder.records())
+    assert 'class="wide tall"' in text

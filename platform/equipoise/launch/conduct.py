@@ -27,6 +27,7 @@ from equipoise.heads import HEADS, Heads, synthetic_store
 from equipoise.keeping import Keeping
 from equipoise.launch.audience import Audience
 from equipoise.launch.cluster import Share, connect, room
+from equipoise.launch.importance import importance
 from equipoise.launch.ledger import Ledger
 from equipoise.launch.options import Declare, Options, check, declared, fresh_folder, resumed, saved
 from equipoise.launch.ray_train import train
@@ -130,7 +131,7 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
                     _leave(audience, folder, ledger, session.id)
                 _confirm(folder, ledger, store, terms, _confirming(study, options))
                 audience.concludes(folder, ledger)
-    write_report(folder)
+    write_report(folder, importance)
     if tell is not None:
         tell(folder, audience.console)
     audience.ends(folder, ledger, time.monotonic() - began)
