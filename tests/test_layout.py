@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"slicestore": ROOT / "storage", "equipoise": ROOT / "platform"}
 ONLY_IN_LAUNCH = {"ray", "optuna", "optuna_dashboard"}
-LAZY = {"wandb", "plotly", "matplotlib", "tensorboardX"}
+LAZY = {"wandb", "wandb_workspaces", "plotly", "matplotlib", "tensorboardX"}
 """Imported where they are needed, so that training runs without them."""
 
 

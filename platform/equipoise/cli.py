@@ -38,6 +38,8 @@ from equipoise.tracking import Tracker, Watcher
 from equipoise.uploading import upload
 from equipoise.wandb_run import WandbMode, wandb_mode
 from equipoise.wandb_tracker import WandbTracker
+from equipoise.workspace import create
+from equipoise.workspace_cli import workspace
 from slicestore.errors import InputError
 from slicestore.ingest import ingest
 from slicestore.phantom import write_cohort
@@ -333,6 +335,8 @@ def _can(setting: str, value: bool | str) -> str:
 def sync(folder: Annotated[Path | None, Positional[Path | None]] = None, /, results: Path = Path("results")) -> None:
     """Upload to W&B what it does not have yet of a study's runs, or of one run; it may be asked again at any time.
 
+    A study gets its view there, too, as by `equipoise workspace`, when runs of it are uploaded.
+
     Args:
         folder: the study's folder, or that of a run of `equipoise train`; the latest study by default.
         results: where studies are kept.
@@ -362,10 +366,13 @@ def sync(folder: Annotated[Path | None, Positional[Path | None]] = None, /, resu
     console.print(f"{done.now} runs uploaded now, {done.before} had been before, {done.left} are left", highlight=False)
     if done.left:
         sys.exit(1)
+    if done.now and (where / "study.json").is_file():
+        console.print(f"view: {create(StudyFolder.open(where).study)}", markup=False, highlight=False, soft_wrap=True)
 
 
 COMMANDS = {
-    c.__name__: later(c) for c in (prepare, store, phantom, train, study, report, dashboard, sync, diagnose, doctor)
+    c.__name__: later(c)
+    for c in (prepare, store, phantom, train, study, report, dashboard, sync, workspace, diagnose, doctor)
 }
 Settings = TypeVar("Settings")
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from equipoise.wandb_run import no_key
 from slicestore.errors import InputError
 
 PATIENCE_S = 5.0
@@ -93,12 +94,9 @@ def reach() -> None:
     """
     import wandb
 
-    if not wandb.login(prompt=False, verify=False):
+    if (found := no_key()) is not None:
         raise InputError(
-            "W&B",
-            found="no API key",
-            rule="runs are uploaded to an account",
-            remedy="run `wandb login`, or set WANDB_API_KEY",
+            "W&B", found=found, rule="runs are uploaded to an account", remedy="run `wandb login`, or set WANDB_API_KEY"
         )
     address = str(wandb.setup().settings.base_url)
     try:

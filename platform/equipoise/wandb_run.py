@@ -24,16 +24,26 @@ def wandb_mode(wanted: WandbMode | None) -> tuple[WandbMode, str]:
     """
     if wanted in ("offline", "disabled"):
         return wanted, f"W&B {wanted}, as asked"
-    import wandb
-
-    if wandb.login(prompt=False, verify=False):
+    found = no_key()
+    if found is None:
         return "online", "W&B online"
     if wanted == "online":
         return (
             "offline",
-            "W&B offline: online was asked for but there is no API key; run `wandb login`, or set WANDB_API_KEY",
+            f"W&B offline: online was asked for but there is {found}; run `wandb login`, or set WANDB_API_KEY",
         )
-    return "offline", "W&B offline: there is no API key; `equipoise sync` uploads the runs later"
+    return "offline", f"W&B offline: there is {found}; `equipoise sync` uploads the runs later"
+
+
+def no_key() -> str | None:
+    """What there is instead of an API key; None where there is one."""
+    import wandb
+    from wandb.errors import AuthenticationError
+
+    try:
+        return None if wandb.login(prompt=False, verify=False) else "no API key"
+    except AuthenticationError as error:
+        return f"an API key that can be none ({error})"
 
 
 def begin(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def about(study: Study) -> dict[str, Any]:
     """The declaration as a run's settings."""
-    return study.to_dict() | {"run": study.run.flat()}
+    return study.to_dict()
 
 
 def judged(record: Record, objective: str) -> dict[str, Any]:
@@ -66,7 +66,8 @@ def tell(run: wandb.Run, folder: StudyFolder, best: str | None, gpus: float) -> 
     run.summary.update({"points": account.points, "steps": account.steps, **_hours(account, gpus)})
     if best is not None:
         record = Record(folder.runs / best)
-        run.summary.update({"best": best, **judged(record, study.objective)})
+        told = judged(record, study.objective)  # under names of their own: in comparisons of runs this is none
+        run.summary.update({"best": best} | {f"best/{name}": value for name, value in told.items()})
         _give_checkpoint(run, study, record)
     _give_store(run, study)
 
@@ -86,7 +87,7 @@ def _give_checkpoint(run: wandb.Run, study: Study, record: Record) -> None:
     if found is None:
         return
     config = record.config
-    told = judged(record, study.objective) | {"step": checkpoint.step_of(found), "config": config.flat()}
+    told = judged(record, study.objective) | {"step": checkpoint.step_of(found), "config": config.to_dict()}
     model = wandb.Artifact(f"{study.name}-model", type="model", metadata=told)
     entry = model.add_file(str(found / "shared.pt"), name="shared.pt", skip_cache=True, policy="immutable")
     # W&B's file shall name no folders of the user's: whoever uploads it does so from the study's folder.

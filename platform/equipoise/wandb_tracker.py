@@ -135,7 +135,7 @@ class WandbTracker:
             job = "confirmation" if record.confirms else "point"
             tags = [config.loss.adversarial, nearest_preset(config)]
             notes = self._names.get(config)
-            self._runs[record.name] = self._start(self._id(record), record.name, job, config.flat(), tags, notes)
+            self._runs[record.name] = self._start(self._id(record), record.name, job, config.to_dict(), tags, notes)
             self._last[record.name] = self._before(record).step
         return self._runs[record.name]
 

@@ -85,7 +85,7 @@ def test_runs_are_uploaded_once(record: Record, tmp_path: Path, monkeypatch: pyt
         assert server.steps(RUN) == [1, 2, 3, 4, 5, 6]
         assert server.summaries[RUN]["verdict"] == "stable"
         assert server.runs[RUN]["groupName"] == "g"
-        assert json.loads(server.runs[RUN]["config"])["optim.lr"] == {"value": record.config.optim.lr}
+        assert json.loads(server.runs[RUN]["config"])["optim"]["value"]["lr"] == record.config.optim.lr
         before = len(server.sent)
         assert upload(tmp_path / "wandb") == Uploaded(now=0, before=1, left=0)
         assert len(server.sent) == before

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 
 from equipoise import checkpoint
@@ -233,7 +234,7 @@ def test_a_study_is_told_with_its_cost_its_best_checkpoint_and_its_store(tmp_pat
     made.close()
     (path,) = files(folder.folder)
     told = summary(path)
-    assert (told["best"], told["dice"], told["runs/stable"], told["gpu_hours"]) == ("0000-abc", 0.75, 1, 2.0)
+    assert (told["best"], told["best/dice"], told["runs/stable"], told["gpu_hours"]) == ("0000-abc", 0.75, 1, 2.0)
     begun = next(r.run for r in records(path) if r.WhichOneof("record_type") == "run")
     assert (begun.job_type, begun.run_group) == ("study", "s")
     config = {u.key: json.loads(u.value_json) for u in begun.config.update}
@@ -254,7 +255,7 @@ def test_settings_go_to_w_and_b_and_nothing_of_the_machine_does(record: Record, 
     (path,) = files(tmp_path)
     configs = {u.key: u.value_json for r in records(path) if r.WhichOneof("record_type") == "run"
                for u in r.run.config.update}  # fmt: skip
-    assert configs["optim.lr"] == "0.0002"
+    assert json.loads(configs["optim"])["lr"] == 0.0002
     assert str(tmp_path).encode() not in path.read_bytes()
     assert {r.run.host for r in records(path) if r.WhichOneof("record_type") == "run"} == {""}
 
@@ -270,6 +271,20 @@ def test_without_a_key_the_mode_is_offline_and_the_sentence_says_why(
     assert mode == "offline"
     assert "online was asked for but there is no API key" in sentence
     assert wandb_mode("disabled")[0] == "disabled"
+
+
+def test_a_key_that_can_be_none_is_told_and_the_mode_is_offline(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    wandb.teardown()
+    try:
+        mode, sentence = wandb_mode("online")
+    finally:
+        wandb.teardown()
+    assert mode == "offline"
+    assert "an API key that can be none" in sentence
 
 
 def test_a_file_that_is_no_w_and_b_log_is_refused_by_name(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 It answers what wandb 0.31 asks while it uploads a run: who is there, a run's beginning, what it has of a run that goes
 on, where files go, and the stream of rows. A row's place in the stream counts, as at W&B: one sent twice is one row.
+Artifacts and views have files of their own.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,8 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 from wandb_artifacts import Artifacts
+from wandb_views import Views
 
-Manner = Literal["well", "hangs", "500", "dies"]
+Manner = Literal["well", "hangs", "500", "dies", "401", "503"]
+"""401 and 503 are what questions are answered with; all else goes well then."""
 
 
 class WandbServer:
@@ -35,7 +39,7 @@ class WandbServer:
         self._http = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"stands_for": self}))
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self.artifacts = Artifacts(self.url)
+        self.artifacts, self.views = Artifacts(self.url), Views()
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self) -> None:
@@ -57,6 +61,8 @@ class WandbServer:
             return None
         if self.manner == "500":
             return 500, b""
+        if self.manner in ("401", "503") and path == "/graphql":
+            return int(self.manner), b""
         answer: dict[str, Any] = {}
         if path == "/graphql":
             answer = {"data": self.query(json.loads(body))}
@@ -66,10 +72,11 @@ class WandbServer:
 
     def query(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Answer a query by the name of its operation."""
-        given = asked.get("variables") or {}
-        if (answer := self.artifacts.query(asked.get("operationName", ""), given)) is not None:
-            return answer
-        match asked.get("operationName"):
+        given, operation = asked.get("variables") or {}, asked.get("operationName") or _operation(asked["query"])
+        for part in (self.artifacts, self.views):
+            if (answer := part.query(operation, given)) is not None:
+                return answer
+        match operation:
             case "UpsertBucket":
                 run = self.runs[given["name"]]
                 run.update({key: value for key, value in given.items() if value is not None})
@@ -110,6 +117,12 @@ class WandbServer:
 
 
 _LAB = {"id": "e", "name": "lab"}
+
+
+def _operation(query: str) -> str:
+    """What a query calls itself."""
+    found = re.match(r"\s*(?:query|mutation)\s+(\w+)", query)
+    return found[1] if found else ""
 
 
 @contextmanager

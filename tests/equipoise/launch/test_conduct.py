@@ -104,7 +104,7 @@ def test_w_and_b_s_offline_runs_read_back_as_the_records(undisturbed: tuple[Stud
         assert ended["device_hours"] == pytest.approx(cost.seconds / 3600)
         begun = next(r.run for r in records(path) if r.WhichOneof("record_type") == "run")
         config = {u.key: json.loads(u.value_json) for u in begun.config.update if u.key != "_wandb"}
-        assert config == json.loads(json.dumps(record.config.flat()))
+        assert config == json.loads(json.dumps(record.config.to_dict()))
         pictured = [row for row in logged if "panels/x_s.count" in row]
         assert [record.picture(row["step"]) for row in pictured] == record.pictures()
         files_of = [name for row in pictured for kind in IMAGES for name in row[f"panels/{kind}.filenames"]]
