@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEERS := $(VENV)/.peers
 
-.PHONY: study test soak lint types bench dashboard setup constraints clean
+.PHONY: study test soak lint types bench dashboard pictures setup constraints clean
 
 study: $(STAMP)  ## the main job on synthetic heads: a small stability study on this machine
 	$(BIN)/python studies/stability_sweep.py
@@ -28,6 +28,9 @@ bench: $(PEERS)  ## benchmarks, as ratios within one run; ONLY=step runs one fam
 
 dashboard: $(STAMP)  ## the latest study in the browser, on this machine only
 	$(BIN)/equipoise dashboard
+
+pictures: $(STAMP)  ## the pictures of README.md, of the latest study on synthetic heads; needs a Chromium
+	$(BIN)/python docs/pictures.py
 
 setup: $(STAMP)
 

@@ -40,22 +40,27 @@ TERMS = (
 )  # fmt: skip
 """One a term."""
 POINTS = 120_000
-"""Values that a figure of curves draws at most; with more, only every k-th block is drawn."""
+"""Values that a figure of curves draws at most, as a rule; with more, only every k-th block is drawn."""
 
 
-def losses(runs: Sequence[Run], best: Run | None) -> Figure:
+def losses(runs: Sequence[Run], best: Run | None, points: int = POINTS) -> Figure:
     """Curves of the losses that can explode, with each onset.
 
     Where a game's generator loss may be negative its critic's margin, E D(real) - E D(fake), stands in for it, as for
     the monitor.
+
+    Args:
+        runs: all of them.
+        best: the best point's run, which is drawn on top.
+        points: values that are drawn at most.
     """
     shown = {signal: title for signal, title in LOSSES.items() if any(signal in watched(run.config) for run in runs)}
-    return _curves(runs, best, shown, log=[signal for signal in shown if signal not in LINEAR])
+    return _curves(runs, best, shown, log=[signal for signal in shown if signal not in LINEAR], points=points)
 
 
-def critics(runs: Sequence[Run], best: Run | None) -> Figure:
+def critics(runs: Sequence[Run], best: Run | None, points: int = POINTS) -> Figure:
     """How well each critic tells real from fake: 0.5 is a guess, the dotted line is where a critic wins."""
-    made = _curves(runs, best, CRITICS, log=())
+    made = _curves(runs, best, CRITICS, log=(), points=points)
     for limit in sorted({run.config.monitor.win_auc for run in runs}):
         made.figure.add_hline(limit, line={"dash": "dot", "color": SOFT, "width": 1})
     made.figure.update_layout({f"yaxis{i}": {"range": [0, 1.03]} for i in range(1, len(CRITICS) + 1)})
@@ -67,7 +72,7 @@ def balance(runs: Sequence[Run], best: Run | None) -> Figure | None:
     measured = {signal: title for signal, title in BALANCE.items() if any(run.last(signal) is not None for run in runs)}
     if not measured:
         return None
-    made = _curves(runs, best, measured, log=())
+    made = _curves(runs, best, measured, log=(), points=POINTS)
     made.figure.update_layout({f"yaxis{i}": {"range": [0, 1.03]} for i in range(1, len(measured) + 1)})
     return made
 
@@ -98,7 +103,9 @@ def pulls(run: Run) -> Figure | None:
     return Figure(styled(figure, 320, legend=1.12), [])
 
 
-def _curves(runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *, log: Container[str]) -> Figure:
+def _curves(
+    runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *, log: Container[str], points: int
+) -> Figure:
     """Panels side by side, a line a run; over each an axis from 0 to 1, for marks that have no value.
 
     `log`: the signals on a logarithmic axis.
@@ -107,7 +114,7 @@ def _curves(runs: Sequence[Run], best: Run | None, panels: Mapping[str, str], *,
 
     count = len(panels)
     figure = make_subplots(rows=1, cols=count, subplot_titles=list(panels.values()), horizontal_spacing=0.05)
-    every = 1 + sum(len(run.rows) for run in runs) * count // POINTS
+    every = 1 + sum(len(run.rows) for run in runs) * count // points
     notes = [f"One block in {every} is drawn; onsets and crosses are exact."] if every > 1 else []
     for name, group, look in _lines(runs, best):
         line = {"color": look.colour, "width": look.width, "dash": look.dash}

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from equipoise.figures import Figure
+
 NOTHING = '<span class="soft">–</span>'
 """Stands for what was never measured or did not happen."""
 
@@ -66,6 +68,16 @@ def table(heads: Sequence[str], lines: Sequence[tuple[str, Sequence[str]]]) -> s
 def folded(summary: str, body: str) -> str:
     """HTML behind a line that opens it."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def drawn(figure: Figure) -> str:
+    """A figure, and below it what it cannot show."""
+    from plotly.io import to_html
+
+    config = {"displaylogo": False, "displayModeBar": False, "responsive": True}
+    items = "".join(f"<li>{escape(note)}</li>" for note in figure.notes)
+    notes = folded(f"What this figure cannot show ({len(figure.notes)})", f"<ul>{items}</ul>") if items else ""
+    return str(to_html(figure.figure, config=config, include_plotlyjs=False, full_html=False)) + notes
 
 
 def number(value: float | None) -> str:
@@ -149,7 +161,7 @@ code { font-size: 0.92em; overflow-wrap: anywhere; }
 
 _SCRIPT = """
 const table = document.querySelector("table.runs");
-table.querySelectorAll("thead th").forEach((th, column) => th.firstChild.addEventListener("click", () => {
+if (table) table.querySelectorAll("thead th").forEach((th, column) => th.firstChild.addEventListener("click", () => {
   const up = th.getAttribute("aria-sort") !== "ascending";
   table.querySelectorAll("thead th").forEach(other => other.removeAttribute("aria-sort"));
   th.setAttribute("aria-sort", up ? "ascending" : "descending");

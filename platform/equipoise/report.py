@@ -21,8 +21,8 @@ from typing import Any
 from equipoise import curves, figures, search, seeds
 from equipoise.account import Account, accounts
 from equipoise.config_base import Leaf
-from equipoise.figures import LOOKS, Figure, Run, words
-from equipoise.page import NOTHING, folded, key, number, page, section, table
+from equipoise.figures import LOOKS, Run, words
+from equipoise.page import NOTHING, drawn, folded, key, number, page, section, table
 from equipoise.record import Record
 from equipoise.search import Choice, Dimension, Fixed, Space, cases
 from equipoise.seeds import Ended
@@ -271,18 +271,9 @@ def _figures(study: Study, runs: Sequence[Run], best: Run | None) -> str:
         ),
     )
     return "\n".join(
-        section(title, caption, _drawn(figure)) if figure else section(title, "", "<p>No point failed.</p>")
+        section(title, caption, drawn(figure)) if figure else section(title, "", "<p>No point failed.</p>")
         for title, caption, figure in parts
     )
-
-
-def _drawn(figure: Figure) -> str:
-    from plotly.io import to_html
-
-    config = {"displaylogo": False, "displayModeBar": False, "responsive": True}
-    items = "".join(f"<li>{escape(note)}</li>" for note in figure.notes)
-    notes = folded(f"What this figure cannot show ({len(figure.notes)})", f"<ul>{items}</ul>") if items else ""
-    return str(to_html(figure.figure, config=config, include_plotlyjs=False, full_html=False)) + notes
 
 
 def _importance(study: Study, runs: Sequence[Run], importance: Importance | None) -> str:
@@ -302,7 +293,7 @@ def _importance(study: Study, runs: Sequence[Run], importance: Importance | None
         "Importance",
         "How much each searched setting has to do with a run's being among the best tenth (PED-ANOVA; shares add up to "
         "1). The search chose these points: this describes them, and proves no cause.",
-        _drawn(figures.bars(told)),
+        drawn(figures.bars(told)),
     )
 
 
@@ -317,8 +308,8 @@ def _balance(runs: Sequence[Run], best: Run | None) -> str:
         "How evenly the terms of the objective pull at each network: the entropy of their gradients' shares, 1 where "
         "all pull alike and 0 where one does it all."
         + (" Below, the shares in the best point, term by term." if pulls else ""),
-        _drawn(even),
-        _drawn(pulls) if pulls else "",
+        drawn(even),
+        drawn(pulls) if pulls else "",
     )
 
 

@@ -39,7 +39,7 @@ def replayed(folder: Path, recorded: Sequence[Record], runs: int) -> StudyFolder
     for number in range(runs):
         config = run.having(
             {
-                "optim.lr": 10 ** rng.uniform(-4.7, -2.7),
+                "optim.lr": 10 ** rng.uniform(-4.6, -2.8),
                 "loss.cycle": rng.uniform(1, 30),
                 "loss.adv_image": rng.uniform(0.1, 3),
                 "loss.adversarial": rng.choice(GAMES),

@@ -1,5 +1,6 @@
 """The dashboard shows a study with what its records say, and changes nothing of it."""
 
+import base64
 import json
 import math
 import socket
@@ -109,6 +110,43 @@ def test_the_last_panels_are_shown_from_where_they_lie(server: WSGIServer) -> No
     address = f"/artifacts/0/{trial['trial_id']}/{artifact['artifact_id']}"
     assert address in trial["note"]["body"]
     assert get(server, address) == PANELS
+
+
+def test_each_run_has_a_page_of_its_own_to_which_its_note_leads(server: WSGIServer, folder: StudyFolder) -> None:
+    trial = study(server)["trials"][1]
+    name = trial["user_attrs"][[a["key"] for a in trial["user_attrs"]].index("run")]["value"].strip('"')
+    assert f"](/runs/{name})" in trial["note"]["body"]
+    page = get(server, f"/runs/{name}").decode()
+    assert f"<h1>{name}</h1>" in page
+    assert "loss/generator became nan at step 200" in page
+    assert base64.b64encode(PANELS).decode() in page
+    with pytest.raises(urllib.error.HTTPError) as missing:
+        get(server, "/runs/../study.json")
+    missing.value.close()
+    assert missing.value.code == 404
+
+
+def test_a_run_at_work_leads_to_its_curves_so_far(server: WSGIServer, folder: StudyFolder, ledger: Ledger) -> None:
+    point = ledger.ask()
+    assert point is not None
+    record = Record(folder.runs / point.name)
+    record.open(point.config, torch.device("cpu"))
+    assert "No step has been recorded yet" in get(server, f"/runs/{point.name}").decode()
+    (record.folder / "signals.jsonl").write_text(_line({"step": 8, "loss/cycle_t": 0.2, "time/block": 1.0}))
+    time.sleep(2.1)  # the dashboard keeps its list of trials for two seconds
+    assert study(server)["trials"][2]["note"]["body"] == (f"At work. [Curves and panels so far](/runs/{point.name})")
+    page = get(server, f"/runs/{point.name}").decode()
+    assert "without a verdict, at step 8 of 400" in page
+    assert "Losses" in page
+
+
+def test_whether_the_constraint_is_met_is_shown(server: WSGIServer) -> None:
+    trials = study(server)["trials"]
+    assert "constraint: S ≥ 0.9 is met" in trials[0]["note"]["body"]
+    assert "constraint: S ≥ 0.9 is missed by 0.400" in trials[1]["note"]["body"]
+    shown = [{a["key"]: a["value"] for a in trial["user_attrs"]} for trial in trials]
+    assert [float(about["constraint"]) for about in shown] == [pytest.approx(-0.07), pytest.approx(0.4)]
+    assert not any({"point", "rank"} & about.keys() for about in shown)  # lines that no page has room for
 
 
 def test_the_curves_are_drawn(server: WSGIServer) -> None:

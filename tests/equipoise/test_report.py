@@ -15,7 +15,6 @@ import pytest
 import torch
 from replayed_study import replayed
 
-from equipoise import curves
 from equipoise.account import Account
 from equipoise.batches import Cohort
 from equipoise.config import PUBLISHED, RunConfig
@@ -299,11 +298,8 @@ def test_a_margin_may_be_negative_and_is_drawn_all_the_same(folder: StudyFolder)
     assert not any("003-dddd: critic/gap_t" in note for note in drawn.notes)
 
 
-def test_with_very_many_blocks_only_every_kth_is_drawn_and_the_report_stays_small(
-    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(curves, "POINTS", 300)
-    drawn = losses(runs(folder), None)
+def test_with_very_many_blocks_only_every_kth_is_drawn(folder: StudyFolder) -> None:
+    drawn = losses(runs(folder), None, points=300)
     line = curve(drawn, "000-aaaa", "x")
     assert drawn.notes[0] == "One block in 3 is drawn; onsets and crosses are exact."
     assert list(line.x[:3]) == [10, 40, 70]

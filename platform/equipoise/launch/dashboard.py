@@ -29,15 +29,22 @@ from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import Trial
 from optuna_dashboard import save_note, save_plotly_graph_object, wsgi
 
-from equipoise import curves, figures
+from equipoise import curves, figures, search
 from equipoise.figures import Run
 from equipoise.record import Record
 from equipoise.report import best_point
-from equipoise.study import StudyFolder
+from equipoise.run_page import run_page
+from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 
 FIGURES_EVERY = 20.0
 """Seconds between two drawings of a running study's figures."""
+POINTS = 24_000
+"""Values that a figure of curves draws at most: the browser fetches all of them with every look."""
+_RUNS = "/runs/"
+"""Under which runs have pages of their own."""
+_UNSHOWN = ("point", "rank")
+"""Attributes of points that are ours: all settings in one line, by which nothing else on the page could be read."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -95,7 +102,10 @@ def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> W
         if host in LOOPBACK and urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname not in LOOPBACK:
             start_response("403 Forbidden", [("Content-Type", "text/plain")])
             return [b"this dashboard answers on loopback only"]
-        if environ["PATH_INFO"].startswith("/api/studies"):
+        path = environ["PATH_INFO"]
+        if path.startswith(_RUNS):
+            return _run(folder, path.removeprefix(_RUNS), start_response)
+        if path.startswith("/api/studies"):
             notes.look()
         return shown(environ, start_response)
 
@@ -109,6 +119,16 @@ def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> W
             rule="the dashboard listens there",
             remedy="give another --port, or end that program" if busy else "give another --host or --port",
         ) from error
+
+
+def _run(folder: StudyFolder, name: str, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """A run's own page."""
+    record = next((record for record in folder.records() if record.name == name), None)
+    if record is None:
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"there is no such run"]
+    start_response("200 OK", [("Content-Type", "text/html; charset=utf-8")])
+    return [run_page(record, folder.study).encode()]
 
 
 class _Overlay(BaseJournalBackend):
@@ -139,7 +159,17 @@ class _Overlay(BaseJournalBackend):
     def _follow(self) -> None:
         fresh = list(self._file.read_logs(self._read))
         self._read += len(fresh)
-        self._entries += fresh
+        self._entries += [entry for entry in map(_shown, fresh) if entry is not None]
+
+
+def _shown(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """An entry without what a page has no room for; None of one that says nothing else."""
+    for attributes in ("user_attr", "user_attrs"):
+        if isinstance(told := entry.get(attributes), dict):
+            entry = {**entry, attributes: {k: v for k, v in told.items() if k not in _UNSHOWN}}
+            if told and attributes == "user_attr" and not entry[attributes]:
+                return None
+    return entry
 
 
 class _Panels:
@@ -183,7 +213,8 @@ class _Notes:
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._study.set_metric_names([self._declared.objective.replace("_", " ")])
         self._lock = threading.Lock()
-        self._told: set[str] = set()
+        self._begun: set[str] = set()
+        self._ended: dict[str, Run] = {}
         self._drawn = -math.inf
         self._stale = True
 
@@ -192,20 +223,25 @@ class _Notes:
         with self._lock:
             for trial in self._study.get_trials(deepcopy=False):
                 name = trial.user_attrs.get("run")
-                if name is None or name in self._told:
+                if name is None or name in self._ended:
                     continue
                 record = Record(self._folder.runs / name)
                 if record.verdict is not None:
-                    self._tell(trial._trial_id, Run.read(record))
-                    self._told.add(name)
+                    self._ended[name] = run = Run.read(record)
+                    self._tell(trial._trial_id, run)
                     self._stale = True
+                elif name not in self._begun and (record.folder / "config.json").is_file():
+                    told = f"At work. {_link(name, 'Curves and panels so far')}"
+                    save_note(Trial(self._study, trial._trial_id), told)
+                    self._begun.add(name)
             if self._stale and time.monotonic() - self._drawn > FIGURES_EVERY:
                 self._draw()
                 self._drawn, self._stale = time.monotonic(), False
 
     def _tell(self, trial_id: int, run: Run) -> None:
         assert run.verdict is not None
-        told = [f"**{run.verdict.sentence()}**", _facts(run, self._declared.objective)]
+        told = [f"**{run.verdict.sentence()}**", _facts(run, self._declared)]
+        told.append(_link(run.name, "Curves, balance, panels and settings of this run"))
         if run.picture is not None:
             artifact = self._panels.add(run.picture)
             about = {"artifact_id": artifact, "filename": run.picture.name, "mimetype": "image/png", "encoding": None}
@@ -216,17 +252,23 @@ class _Notes:
         save_note(Trial(self._study, trial_id), "\n\n".join(told))
 
     def _draw(self) -> None:
-        runs = [Run.read(record) for record in self._folder.records()]
+        records = self._folder.records()
+        runs = [self._ended.get(record.name) or Run.read(record) for record in records]
         best = best_point(runs, self._declared)
         told = [f"**{self._declared.question}**"]
         if best is not None:
-            told.append(f"Best point {best.name}: {_facts(best, self._declared.objective)}")
+            told.append(f"Best point {best.name}: {_facts(best, self._declared)}")
         for run in runs:
             if run.confirms:
                 ended = run.verdict.sentence() if run.verdict else "unfinished"
-                told.append(f"Confirmation {run.name}: {ended}; {_facts(run, self._declared.objective)}")
+                told.append(f"Confirmation {run.name}: {ended}; {_facts(run, self._declared)}")
         save_note(self._study, "\n\n".join(told))
-        drawn = {"losses": curves.losses(runs, best), "critics": curves.critics(runs, best)}
+        drawn = {
+            "losses": curves.losses(runs, best, POINTS),
+            "critics": curves.critics(runs, best, POINTS),
+        }
+        if (balance := curves.balance(runs, best)) is not None:
+            drawn["balance"] = balance
         drawn["dice-against-stability"] = figures.dice_against_stability(runs, self._declared, best)
         survival = figures.survival([run for run in runs if not run.confirms])
         if survival is not None:
@@ -236,13 +278,22 @@ class _Notes:
             save_plotly_graph_object(self._study, figure.figure, graph_object_id=name)
 
 
-def _facts(run: Run, objective: str) -> str:
+def _facts(run: Run, study: Study) -> str:
     """What a verdict's sentence leaves out."""
-    dice = run.last(f"quality/{objective}")
-    told = f"{objective.replace('_', ' ')} {'was never measured' if dice is None else f'{dice:.3f}'}, "
+    dice = run.last(f"quality/{study.objective}")
+    told = f"{study.objective.replace('_', ' ')} {'was never measured' if dice is None else f'{dice:.3f}'}, "
     told += "S is not known" if run.stability is None else f"S {run.stability:.3f}"
     onset = run.verdict.onset if run.verdict else None
-    return told + (f", onset at step {onset} of {run.config.steps}" if onset is not None else "")
+    told += f", onset at step {onset} of {run.config.steps}" if onset is not None else ""
+    if run.verdict is None or run.stability is None or study.pareto:
+        return told
+    missed = search.violation(run.verdict, study.feasible)
+    return f"{told}; constraint: S ≥ {study.feasible:g} is {'met' if missed <= 0 else f'missed by {missed:.3f}'}"
+
+
+def _link(name: str, words: str) -> str:
+    """Markdown."""
+    return f"[{words}]({_RUNS}{name})"
 
 
 class _Server(ThreadingMixIn, WSGIServer):

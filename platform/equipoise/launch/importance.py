@@ -32,12 +32,13 @@ def importance(runs: Sequence[Run], space: Space, value: Callable[[Run], float |
         value: by which runs are ranked; the larger the better.
 
     Returns:
-        None of fewer than `LEAST` runs, or of values that are all the same.
+        None of fewer than `LEAST` runs, or of values that are the same in nine tenths of them or more.
     """
     told = [(run.config.flat(), v) for run in runs if (v := value(run)) is not None and math.isfinite(v)]
     varied = {path: kind for path in space if (kind := _kind(path, space[path], [flat for flat, _ in told]))}
-    if len(told) < LEAST or len({v for _, v in told}) < 2 or not varied:
-        return None
+    values = sorted(v for _, v in told)
+    if len(told) < LEAST or values[0] == values[len(values) * 9 // 10] or not varied:
+        return None  # also where as many are as good that the best tenth is all of them
     trials = [
         optuna.trial.create_trial(params={path: flat[path] for path in varied}, distributions=varied, value=v)
         for flat, v in told

@@ -310,6 +310,7 @@ class Ledger:
             ("stability", verdict.stability),
             ("steps", verdict.step),
             ("sentence", verdict.sentence()),
+            ("constraint", search.violation(verdict, self.study.feasible)),
             ("rank", search.rank(verdict, dice, self.study.feasible)),
         ):
             trial.set_user_attr(key, value)
