@@ -5,6 +5,7 @@ Knows W&B's settings, and whether there is an account; knows nothing of records 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,10 +41,14 @@ def no_key() -> str | None:
     import wandb
     from wandb.errors import AuthenticationError
 
+    settings = wandb.setup().settings
+    silent, settings.silent = settings.silent, True  # else W&B is asked for the account's name, for many seconds
     try:
         return None if wandb.login(prompt=False, verify=False) else "no API key"
     except AuthenticationError as error:
         return f"an API key that can be none ({error})"
+    finally:
+        settings.silent = silent
 
 
 def begin(
@@ -108,3 +113,7 @@ def _settings() -> wandb.Settings:
         x_save_requirements=False,
         x_transaction_log_flush_interval=1.0,
     )
+
+
+# Else W&B's makers are told of mistakes and timings, and a program waits for them at its end for ten seconds and more.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

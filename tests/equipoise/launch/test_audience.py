@@ -23,18 +23,19 @@ from equipoise.study import StudyFolder
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SCRIPT = Path(__file__).with_name("tiny_study.py")
 SMALL = ("--points", "2", "--confirm-workers", "0")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NO_COLOR": "1"}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+ENVIRONMENT |= {"NO_COLOR": "1", "RAY_AUTH_MODE": "disabled"}
 
 
-def line(store: Path, results: Path, *more: str, steps: int = 8) -> list[str]:
-    words = ["--store", str(store), "--results", str(results), "--steps", str(steps)]
-    return [sys.executable, str(SCRIPT), *words, *SMALL, *more]
+@pytest.fixture
+def small(store: Path, cluster: str) -> list[str]:
+    """The command of a study of two points, but for where its results go."""
+    return [sys.executable, str(SCRIPT), "--store", str(store), "--address", cluster, *SMALL]
 
 
-def study(store: Path, results: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        line(store, results, *more), env=ENVIRONMENT | environment, capture_output=True, text=True, check=False
-    )
+def study(command: list[str], results: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    line = [*command, "--results", str(results), "--steps", "8", *more]
+    done = subprocess.run(line, env=ENVIRONMENT | environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -63,12 +64,14 @@ def w_and_b(manner: str) -> Iterator[str]:
     server.close()
 
 
-def test_w_and_b_in_any_state_changes_no_number_and_costs_some_seconds_at_most(store: Path, tmp_path: Path) -> None:
+def test_w_and_b_in_any_state_changes_no_number_and_costs_some_seconds_at_most(
+    small: list[str], tmp_path: Path
+) -> None:
     took: dict[str, float] = {}
 
     def timed(manner: str, *more: str, **environment: str) -> dict[str, Any]:
         began = time.monotonic()
-        study(store, tmp_path / manner, *more, **environment)
+        study(small, tmp_path / manner, *more, **environment)
         took[manner] = time.monotonic() - began
         return numbers(tmp_path / manner)
 
@@ -82,13 +85,13 @@ def test_w_and_b_in_any_state_changes_no_number_and_costs_some_seconds_at_most(s
 
 
 def test_a_program_is_told_an_object_a_line_while_a_browser_and_tensorboard_see_it_too(
-    store: Path, tmp_path: Path
+    small: list[str], tmp_path: Path
 ) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = ("--json", "--tensorboard", "--dashboard", "--dashboard-port", str(port), "--wandb", "disabled")
-    command = line(store, tmp_path, *flags, steps=80)
+    command = [*small, "--results", str(tmp_path), "--steps", "80", *flags]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         seen = None
         while process.poll() is None and seen is None:
@@ -114,17 +117,17 @@ def test_a_program_is_told_an_object_a_line_while_a_browser_and_tensorboard_see_
     assert sorted(path.name for path in (tmp_path / "tiny" / "tensorboard").iterdir()) == [r.name for r in records]
 
 
-def test_a_quiet_study_says_where_its_report_is_and_nothing_else(store: Path, tmp_path: Path) -> None:
-    said = study(store, tmp_path, "--quiet", "--wandb", "disabled").stdout
+def test_a_quiet_study_says_where_its_report_is_and_nothing_else(small: list[str], tmp_path: Path) -> None:
+    said = study(small, tmp_path, "--quiet", "--wandb", "disabled").stdout
     assert said == f"{tmp_path / 'tiny' / 'report.html'}\n"
 
 
-def test_a_busy_port_is_told_before_anything_is_started(store: Path, tmp_path: Path) -> None:
+def test_a_busy_port_is_told_before_anything_is_started(small: list[str], tmp_path: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        command = line(store, tmp_path / "results", "--dashboard", "--dashboard-port", str(port))
+        command = [*small, "--results", str(tmp_path / "results"), "--dashboard", "--dashboard-port", str(port)]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"--dashboard-port {port}: found a port that cannot be had" in " ".join(done.stderr.split())

@@ -24,7 +24,8 @@ from slicestore.store import Store
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 IMAGES = ("x_s", "x_st", "x_sts", "x_t", "x_ts", "x_tst")
 SCRIPT = Path(__file__).with_name("tiny_study.py")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NO_COLOR": "1", "COLUMNS": "200"}
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+ENVIRONMENT |= {"NO_COLOR": "1", "COLUMNS": "200", "RAY_AUTH_MODE": "disabled"}
 
 
 def command(store: Path, results: Path, *more: str) -> list[str]:
@@ -40,10 +41,10 @@ def started(line: list[str]) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, str]:
+def undisturbed(store: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyFolder, str]:
     """A whole study with its confirmation over two workers, and what it printed."""
     results = tmp_path_factory.mktemp("results")
-    done = finished(store, results, "--wandb-images")
+    done = finished(store, results, "--wandb-images", "--address", cluster)
     assert done.returncode == 0, done.stderr[-3000:]
     return StudyFolder.open(results / "tiny"), done.stdout
 
@@ -193,9 +194,9 @@ def test_a_damaged_store_is_told_before_anything_is_started(make_store: Callable
     assert not (tmp_path / "results").exists()
 
 
-def test_a_grid_runs_every_point_tells_its_own_table_and_is_not_confirmed(tmp_path: Path) -> None:
+def test_a_grid_runs_every_point_tells_its_own_table_and_is_not_confirmed(tmp_path: Path, cluster: str) -> None:
     script = str(SCRIPT.with_name("tiny_grid.py"))
-    line = [sys.executable, script, "--results", str(tmp_path), "--wandb", "disabled"]
+    line = [sys.executable, script, "--results", str(tmp_path), "--wandb", "disabled", "--address", cluster]
     told = [f"told: lr {rate} at seed 1 was stable" for rate in ("0.0001", "0.002", "0.01")]
     for more in (["--rates", "1e-4", "2e-3", "1e-2"], ["--resume"]):  # the second finds nothing left to do
         done = subprocess.run([*line, *more], env=ENVIRONMENT, capture_output=True, text=True, check=False)
@@ -206,8 +207,9 @@ def test_a_grid_runs_every_point_tells_its_own_table_and_is_not_confirmed(tmp_pa
     assert (tmp_path / "phantoms" / "heads-brain-32.zarr").is_dir()
 
 
-def test_online_without_a_key_falls_back_to_offline_and_says_so(store: Path, tmp_path: Path) -> None:
+def test_online_without_a_key_falls_back_to_offline_and_says_so(store: Path, tmp_path: Path, cluster: str) -> None:
     line = [*command(store, tmp_path, "--points", "1", "--steps", "4", "--confirm-workers", "0"), "--wandb", "online"]
+    line += ["--address", cluster]
     done = subprocess.run(line, env=ENVIRONMENT | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "W&B offline: online was asked for but there is no API key" in done.stdout
