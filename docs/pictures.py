@@ -8,18 +8,22 @@ take synthetic heads.
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
 
 from equipoise.launch.dashboard import make
 from equipoise.study import StudyFolder, latest_study
+from equipoise.table import TableTracker
 
 DOCS = Path(__file__).parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -71,26 +75,49 @@ def drawn(page: Page, figures: int) -> None:
     page.wait_for_timeout(500)  # what is drawn is also painted
 
 
-def take(folder: StudyFolder, out: Path) -> list[Path]:
-    """Take all pictures of a study; returns where they are."""
-    made = [out / f"{name}.png" for name in ("report", "dashboard", "run")]
-    best: Any = None
-    with browser() as opened, served(folder) as address:
-        page = opened.new_page(viewport={"width": 1360, "height": 1000})
+def table(folder: StudyFolder) -> str:
+    """The terminal's table of a study that has ended, as a page."""
+    console = Console(record=True, width=132, file=io.StringIO(), force_terminal=True)
+    shown = TableTracker(Console(quiet=True), folder.study.objective, folder.study.names())
+    for record in folder.records():
+        shown.rows(record, record.rows())
+        if (verdict := record.verdict) is not None:
+            shown.ended(record, verdict)
+    console.print(shown.table())
+    return console.export_html(theme=MONOKAI)
+
+
+def take(folder: StudyFolder, out: Path, opened: Browser) -> list[Path]:
+    """Take all pictures of a study that has been confirmed; returns where they are."""
+    made = {name: out / f"{name}.png" for name in ("table", "report", "dashboard", "run")}
+    confirmed = next(record for record in folder.records() if record.confirms)
+    with served(folder) as address:
+        page = opened.new_page(viewport={"width": 1320, "height": 300})
+        page.set_content(table(folder))
+        page.locator("pre").screenshot(path=made["table"])
+        page.set_viewport_size({"width": 1360, "height": 1000})
         page.goto(folder.report.as_uri())
         drawn(page, 3)
-        page.screenshot(path=made[0], full_page=True, clip={"x": 0, "y": 0, "width": 1360, "height": 2450})
+        _shoot(page, made["report"], 2050)
         page.goto(f"{address}/dashboard/studies/0")
         drawn(page, 5)
-        page.screenshot(path=made[1], full_page=True, clip={"x": 0, "y": 0, "width": 1360, "height": 2150})
-        best = next(record for record in folder.records() if record.confirms)
-        page.goto(f"{address}/runs/{best.name}")
+        _shoot(page, made["dashboard"], 2120)
+        page.goto(f"{address}/runs/{confirmed.name}")
         drawn(page, 2)
-        page.screenshot(path=made[2], full_page=True, clip={"x": 0, "y": 0, "width": 1360, "height": 1500})
-    return made
+        _shoot(page, made["run"], 1500)
+    return list(made.values())
+
+
+def _shoot(page: Page, path: Path, height: int) -> None:
+    """The page down to a height, at three quarters of its size."""
+    data = page.screenshot(full_page=True, clip={"x": 0, "y": 0, "width": 1360, "height": height})
+    with Image.open(io.BytesIO(data)) as image:
+        small = image.convert("RGB").resize((1020, round(height * 0.75)), Image.Resampling.LANCZOS)
+        small.save(path, optimize=True)
 
 
 if __name__ == "__main__":
     study = StudyFolder.open(Path(sys.argv[1])) if sys.argv[1:] else latest_study(Path("results"))
-    for picture in take(study, DOCS):
-        print(picture)
+    with browser() as chrome:
+        for picture in take(study, DOCS, chrome):
+            print(picture)

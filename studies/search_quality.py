@@ -38,14 +38,10 @@ pruner, 0 stock, 10 random, all 20 shuffled. What is recommended after all point
 of 20 stock, 17 of 20 random without verdicts; its Dice is .983 of the best, 1 without pruner. Until a first feasible
 recommendation stock is the quickest (1.5 whole runs against 4.0), since it recommends runs that it stopped.
 
-Why the first rung is at half: of feasible runs the Dice at a quarter and at half of the run agrees with the last one by
-rank correlations of .41 and .53; the second best run has a Dice of 0 until step 60 of 96. Halving by such a Dice stops
-the best points, and since the table gives a point the same curve again, for good. With a first rung at a quarter, as
-here until then, ours got there in 17 of 20 after 14.8 (7.9 to 42.8) whole runs. On 40 other seeds (1000-1039, a twin of
-the ledger in memory), device-seconds to within 5 %, mean: rungs at a quarter and half 519 (9 of 40 never), at half 267,
-at three quarters 182, no pruner 163, random 160. And 192 points are but 98 different ones, since TPE proposes judged
-points again: were these not run again, all 40 get there (179 s with the rung at half), and to within 2 % all 40 instead
-of 26. The sampler's own settings matter little here: 10 or 16 points to start with make no difference.
+Why the first rung is at half: a short run's early Dice says little of its last, so that halving by it stops the best
+points, and since the table gives a point the same curve again, for good. With a first rung at a quarter, as here until
+then (commit before b280606), ours got there in 17 of 20 after 14.8 (7.9 to 42.8) whole runs. And of 192 points many are
+the same, since TPE proposes judged points again.
 
 What limits it: one small table, whose Dice of the same settings differs between seeds by a standard deviation of .087,
 so that "the best" is in part luck that no search can foresee; 96 steps at 32 x 32, where a Dice presumably swings more

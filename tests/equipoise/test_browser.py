@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from replayed_study import GAMES, replayed
 
@@ -43,15 +44,24 @@ RUNS = 500
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, cohort: Cohort, tiny: RunConfig) -> StudyFolder:
-    """Many runs, replayed from one that ended well and one whose losses are not finite, and their journal."""
-    folder = tmp_path_factory.mktemp("browser")
-    trained = []
+def trained(tmp_path_factory: pytest.TempPathFactory, cohort: Cohort, tiny: RunConfig) -> list[Record]:
+    """A run that ended well, and one whose losses are not finite."""
+    folder, made = tmp_path_factory.mktemp("trained"), []
     for rate in (1e-3, 1e9):
-        trained.append(Record(folder / f"trained-{rate:g}"))
-        list(recorded(trained[-1].folder, tiny.having({"optim.lr": rate, "balance.every": 2}), cohort))
-    assert [record.verdict.kind for record in trained if record.verdict][1] == "diverged"
-    made = replayed(folder / "replayed", trained, RUNS)
+        made.append(Record(folder / f"{rate:g}"))
+        list(recorded(made[-1].folder, tiny.having({"optim.lr": rate, "balance.every": 2}), cohort))
+    assert [record.verdict.kind for record in made if record.verdict][1] == "diverged"
+    return made
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, trained: list[Record]) -> StudyFolder:
+    return shown(tmp_path_factory.mktemp("many") / "replayed", trained, RUNS)
+
+
+def shown(folder: Path, trained: list[Record], runs: int) -> StudyFolder:
+    """A study of replayed runs, with its journal and report."""
+    made = replayed(folder, trained, runs)
     kept = optuna.create_study(storage=journal(made.journal), study_name="replayed", direction="maximize")
     kept.add_trials([_trial(Run.read(record)) for record in made.records()])
     write_report(made, importance)
@@ -170,3 +180,17 @@ def test_a_look_at_a_large_study_is_small_enough_to_be_had_every_few_seconds(stu
         assert len(json.loads(answer.body())["trials"]) == RUNS
         again = seen.page.request.get(f"{address}/api/studies/0?after={RUNS}")
         assert len(again.body()) < 4e6
+
+
+def test_the_pictures_of_the_readme_are_taken_of_a_study_that_was_confirmed(
+    trained: list[Record], tmp_path: Path, opened: Browser
+) -> None:
+    folder = shown(tmp_path / "replayed", trained, 6)
+    first = folder.records()[0]
+    first.folder.rename(first.folder.with_name("confirm-12345678"))
+    taken = pictures.take(folder, tmp_path, opened)
+    assert [path.name for path in taken] == ["table.png", "report.png", "dashboard.png", "run.png"]
+    for path in taken:
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+            assert len(image.convert("L").getcolors() or []) > 10  # something is on it
