@@ -101,9 +101,23 @@ class Record:
 
     @property
     def verdict(self) -> Verdict | None:
-        """How the run ended; None while it has not."""
+        """How the run ended; None while it has not.
+
+        Raises:
+            InputError: what is there is no verdict.
+        """
         path = self.folder / "verdict.json"
-        return Verdict.from_dict(json.loads(path.read_text())) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return Verdict.from_dict(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                path,
+                found=f"no readable verdict ({type(error).__name__})",
+                rule="a verdict is written whole, when a run has ended",
+                remedy="delete the file: the run's command, or its study with --resume, writes it anew",
+            ) from error
 
     def rows(self, start: int = 0) -> list[Row]:
         """Signals from row number `start` on; a last line that a kill cut off is left out."""
@@ -285,7 +299,20 @@ def _rows(path: Path, start: int = 0) -> list[Row]:
 def _read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
     """Whole lines from number `start` on: the last one may have been torn by a kill."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [orjson.loads(line) for line in lines[start:]]
+    return [_parsed(path, line, number) for number, line in enumerate(lines[start:], start=start + 1)]
+
+
+def _parsed(path: Path, line: bytes, number: int) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise InputError(
+            path,
+            found=f"line {number} that is no JSON ({error})",
+            rule="a line is written whole; only the last may be cut off",
+            remedy="cut the file before that line: the run goes on from its last checkpoint before it",
+        ) from error
+    return row
 
 
 def _line(row: Row) -> str:

@@ -390,3 +390,23 @@ class TestGit:
 def test_a_progress_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         progress(1).step = 2  # type: ignore[misc]
+
+
+def test_a_line_that_is_damaged_is_named_with_its_file(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run")
+    record.folder.mkdir()
+    (record.folder / "signals.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(InputError, match=r"signals\.jsonl: found line 2 that is no JSON"):
+        record.rows()
+    with pytest.raises(InputError, match="line 2 that"):
+        record.columns()
+    assert record.rows(2) == [{"step": 3.0}]
+
+
+@pytest.mark.parametrize("written", ["", '{"kind": "sta', '{"kind": "stable"}', "[]"])
+def test_a_verdict_that_is_half_written_is_told(tmp_path: Path, written: str) -> None:
+    record = Record(tmp_path / "run")
+    record.folder.mkdir()
+    (record.folder / "verdict.json").write_text(written)
+    with pytest.raises(InputError, match=r"verdict\.json: found no readable verdict"):
+        _ = record.verdict

@@ -62,6 +62,12 @@ def test_points_that_a_study_does_not_take_are_refused_before_anything_is_made(t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_study_cannot_be_quiet_and_tell_a_program_everything(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--quiet: found --json beside it"):
+        conduct(declare, Options(quiet=True, json=True, results=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 def test_synthetic_heads_fill_slices_of_any_size_and_each_size_has_its_store(tmp_path: Path) -> None:
     plain, small = synthetic_store(tmp_path), synthetic_store(tmp_path, size=32, mask="vessel")
     assert (plain.name, small.name) == ("heads.zarr", "heads-vessel-32.zarr")
