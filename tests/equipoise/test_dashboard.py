@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
+import optuna
 import pytest
 import torch
 
 from equipoise.config import PUBLISHED
 from equipoise.launch import dashboard
 from equipoise.launch.dashboard import make
-from equipoise.launch.ledger import Ledger
+from equipoise.launch.ledger import Assignment, Ledger
 from equipoise.monitor import Finding, Verdict
 from equipoise.record import Record, _line
 from equipoise.search import Range
@@ -41,6 +42,10 @@ def end(folder: StudyFolder, ledger: Ledger, dice: float, verdict: Verdict) -> N
     """One more point, from being asked for to its end."""
     point = ledger.ask()
     assert point is not None
+    finish(folder, ledger, point, dice, verdict)
+
+
+def finish(folder: StudyFolder, ledger: Ledger, point: Assignment, dice: float, verdict: Verdict) -> None:
     record = Record(folder.runs / point.name)
     record.open(point.config, torch.device("cpu"))
     loss = math.nan if verdict.onset else 0.1
@@ -227,3 +232,31 @@ def test_a_folder_without_a_journal_is_told_and_gets_none(folder: StudyFolder) -
     folder.journal.touch()
     with pytest.raises(InputError, match=r"no journal\.log"):
         make(folder)
+
+
+def test_a_study_in_a_database_is_shown_as_it_goes_on_and_not_written_to(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/points.db"
+    folder = StudyFolder.create(tmp_path / "study", STUDY, "test", {"storage": url})
+    with pytest.raises(InputError, match="no points in the study's database"):
+        make(folder, port=0)
+    ledger = Ledger(folder, STUDY, url=url)
+    end(folder, ledger, 0.7, Verdict("stable", 400, 400, 0.97))
+    point = ledger.ask()
+    assert point is not None
+    with make(folder, port=0) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            first, second = study(server)["trials"]
+            assert first["note"]["body"].startswith("**stable after 400 of 400 steps**")
+            assert (second["state"], second["note"]["body"]) == ("Running", "")
+            finish(folder, ledger, point, math.nan, Verdict("diverged", 200, 400, 0.5, (NAN,)))
+            time.sleep(2.1)  # the dashboard keeps its list of trials for two seconds
+            first, second = study(server)["trials"]
+            assert second["state"] == "Complete"
+            assert "became nan at step 200" in second["note"]["body"]
+        finally:
+            server.shutdown()
+            thread.join()
+    kept = optuna.load_study(study_name=f"shown-{folder.id}", storage=url)
+    assert not any("dashboard" in key for key in kept._storage.get_study_system_attrs(kept._study_id))

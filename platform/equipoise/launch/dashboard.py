@@ -24,13 +24,15 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import Trial
 from optuna_dashboard import save_note, save_plotly_graph_object, wsgi
 
 from equipoise import curves, figures, search
 from equipoise.figures import Run
+from equipoise.launch.journal import database, name_in
+from equipoise.launch.mirror import Mirror
 from equipoise.record import Record
 from equipoise.report import best_point
 from equipoise.run_page import run_page
@@ -78,24 +80,10 @@ def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> W
     Raises:
         InputError: as for `serve`.
     """
-    if url := folder.options.get("storage"):
-        raise InputError(
-            folder.folder,
-            found="a study whose points are in a database",
-            rule="this dashboard reads the journal in a study's folder",
-            remedy=f"run `optuna-dashboard {url}`; `equipoise report` needs neither",
-        )
-    if not folder.journal.is_file() or not folder.journal.stat().st_size:
-        raise InputError(
-            folder.folder,
-            found="no journal.log with points in it",
-            rule="the dashboard shows what a search wrote there",
-            remedy="give the folder of a study that has begun",
-        )
-    storage = JournalStorage(_Overlay(folder.journal))
+    shown_from, follow = _source(folder)
     panels = _Panels()
-    notes = _Notes(folder, storage, panels)
-    shown: Callable[..., Iterable[bytes]] = wsgi(storage, artifact_store=panels)
+    notes = _Notes(folder, shown_from, panels)
+    shown: Callable[..., Iterable[bytes]] = wsgi(shown_from, artifact_store=panels)
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         # A page from elsewhere can point a name of its own at this machine; its requests then carry that name.
@@ -106,7 +94,7 @@ def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> W
         if path.startswith(_RUNS):
             return _run(folder, path.removeprefix(_RUNS), start_response)
         if path.startswith("/api/studies"):
-            notes.look()
+            notes.look(follow)
         return shown(environ, start_response)
 
     try:
@@ -119,6 +107,29 @@ def make(folder: StudyFolder, *, host: str = "127.0.0.1", port: int = 8080) -> W
             rule="the dashboard listens there",
             remedy="give another --port, or end that program" if busy else "give another --host or --port",
         ) from error
+
+
+def _source(folder: StudyFolder) -> tuple[BaseStorage, Callable[[], None]]:
+    """A storage that shows the study's points, takes notes and changes nothing, and what keeps it up to date."""
+    if url := folder.options.get("storage"):
+        try:
+            mirror = Mirror(database(url), name_in(folder, url), folder.study.name)
+        except KeyError as error:
+            raise InputError(
+                folder.folder,
+                found="no points in the study's database",
+                rule="the dashboard shows what a search wrote there",
+                remedy="give the folder of a study that has begun",
+            ) from error
+        return mirror.storage, mirror.follow
+    if not folder.journal.is_file() or not folder.journal.stat().st_size:
+        raise InputError(
+            folder.folder,
+            found="no journal.log with points in it",
+            rule="the dashboard shows what a search wrote there",
+            remedy="give the folder of a study that has begun",
+        )
+    return JournalStorage(_Overlay(folder.journal)), lambda: None
 
 
 def _run(folder: StudyFolder, name: str, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -203,7 +214,7 @@ class _Panels:
 class _Notes:
     """Tells of every point that has ended, and draws the figures, as the study goes on."""
 
-    def __init__(self, folder: StudyFolder, storage: JournalStorage, panels: _Panels) -> None:
+    def __init__(self, folder: StudyFolder, storage: BaseStorage, panels: _Panels) -> None:
         self._folder, self._declared, self._storage, self._panels = folder, folder.study, storage, panels
         # The sampler is never asked for anything: Optuna wants one to lay hands on a trial.
         self._study = optuna.load_study(
@@ -218,9 +229,10 @@ class _Notes:
         self._drawn = -math.inf
         self._stale = True
 
-    def look(self) -> None:
-        """Tell what has happened since the last look."""
+    def look(self, follow: Callable[[], None]) -> None:
+        """Tell what has happened since the last look, after the points have been fetched."""
         with self._lock:
+            follow()
             for trial in self._study.get_trials(deepcopy=False):
                 name = trial.user_attrs.get("run")
                 if name is None or name in self._ended:
