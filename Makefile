@@ -13,7 +13,8 @@ study: $(STAMP)  ## the main job on synthetic heads: a small stability study on 
 test: $(STAMP)  ## all tests, over three processes: some of them mostly wait
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
-soak: $(STAMP)  ## what is too long for every change: 50 kills of an ingest, 30 of a study's workers, machines and drivers
+soak: $(STAMP)  ## what is too long for every change: tests marked long, `ray up` among them, 50 kills of an ingest, 30 of a study
+	EQUIPOISE_LONG=1 $(BIN)/python -m pytest --timeout 1800 -m long
 	EQUIPOISE_KILLS=50 $(BIN)/python -m pytest --timeout 1800 tests/slicestore/test_kill.py
 	EQUIPOISE_CHAOS=30 $(BIN)/python -m pytest -s tests/equipoise/launch/test_chaos.py
 

@@ -1,11 +1,12 @@
-"""Which tests may run at the same time, and a small disk: `make test` has one process a core.
+"""Which tests may run at the same time, and a small disk: `make test` has a process more than two cores have.
 
-Files go to processes whole, so that what a file shares is made once. All that starts Ray goes to one of them, since two
-Rays at once are slower than one after the other; but for the hosts of network namespaces, which mostly wait.
+Files go to processes whole, so that what a file shares is made once. All that starts Ray goes to two of them, what
+shares a Ray and what starts its own: more at once would be slower. What is marked `long` is left to `make soak`.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "studies"))  # scripts, some of which tests import
+RAY = ("a Ray each", "a Ray for all")
 SmallDisk = Callable[[Path, str], AbstractContextManager[Path]]
 
 
@@ -36,15 +38,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Groups:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put those that start Ray first: a process that had another long test before them would be the last to end."""
-    items.sort(key=lambda item: group(item.nodeid.partition("::")[0]) != "ray")
+    """Leave out what is too long, and put those that start Ray first.
+
+    A process that had another long test before them would be the last to end.
+    """
+    if not os.environ.get("EQUIPOISE_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: `make soak` runs it"))
+    items.sort(key=lambda item: group(item.nodeid.partition("::")[0]) not in RAY)
 
 
 @cache
 def group(path: str) -> str:
-    """The group of a file, by its path from the root: its own, or that of all which start Ray."""
+    """The group of a file, by its path from the root: its own, or one of all which start Ray."""
     text = (ROOT / path).read_text()
-    return "ray" if "mark.ray" in text and "mark.cluster" not in text else path
+    return RAY["cluster: str" in text] if "mark.ray" in text and "mark.cluster" not in text else path
 
 
 @pytest.fixture

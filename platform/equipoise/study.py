@@ -2,7 +2,8 @@
 
 Knows the declaration and the study's folder; knows nothing of Ray, Optuna or W&B.
 
-    study.json   the declaration, the store's fingerprint, the command
+    study.json   the declaration, the store's fingerprint
+    local.json   what only this place needs to know: the command, where the store is; not to be handed on
     journal.log  Optuna's record of points: states, values, verdicts
     runs/        one folder a run (`record.py`)
     wandb/       offline W&B runs
@@ -162,8 +163,8 @@ class StudyFolder:
                 folder, found="a study", rule="a new study gets a new folder", remedy="resume it, or give another name"
             )
         made.runs.mkdir(parents=True, exist_ok=True)
-        about = {"id": secrets.token_hex(4), "command": command, "options": dict(options), "study": study.to_dict()}
-        made._write(about)
+        made._write_local({"command": command, "options": dict(options)})
+        made._write({"id": secrets.token_hex(4), "study": study.to_dict()})
         return made
 
     @classmethod
@@ -175,11 +176,11 @@ class StudyFolder:
         """
         found = cls(folder)
         try:
-            _ = found.study
+            _ = found.study, found.options
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 folder,
-                found=f"no readable study.json ({type(error).__name__})",
+                found=f"no readable study.json and local.json ({type(error).__name__})",
                 rule="a study's folder holds its declaration",
                 remedy="give the folder that a study printed when it started",
             ) from error
@@ -193,12 +194,12 @@ class StudyFolder:
     @property
     def command(self) -> str:
         """The command that started the study."""
-        return str(self._about()["command"])
+        return str(self._local()["command"])
 
     @property
     def options(self) -> dict[str, Any]:
         """How it was started, beyond the declaration."""
-        return dict(self._about()["options"])
+        return dict(self._local()["options"])
 
     @property
     def study(self) -> Study:
@@ -221,10 +222,11 @@ class StudyFolder:
                 self.folder,
                 found="another " + ", ".join(f"{key} ({old.get(key)!r}, now {new.get(key)!r})" for key in changed),
                 rule="a resumed study keeps its declaration; only its number of points may grow",
-                remedy="resume with the command in study.json, or start a new study",
+                remedy="resume with the command in local.json, or start a new study",
             )
-        about = self._about()
-        about["study"]["points"] = about["options"]["points"] = study.points
+        about, local = self._about(), self._local()
+        about["study"]["points"] = local["options"]["points"] = study.points
+        self._write_local(local)
         self._write(about)
 
     def records(self) -> list[Record]:
@@ -241,6 +243,15 @@ class StudyFolder:
 
     def _write(self, about: Mapping[str, Any]) -> None:
         write(self._file, json.dumps(about, indent=2))
+
+    def _write_local(self, local: Mapping[str, Any]) -> None:
+        write(self.folder / "local.json", json.dumps(local, indent=2))
+
+    def _local(self) -> dict[str, Any]:
+        """Of a folder that was handed on without it, nothing."""
+        path = self.folder / "local.json"
+        local: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"command": "", "options": {}}
+        return local
 
     def _about(self) -> dict[str, Any]:
         about: dict[str, Any] = json.loads(self._file.read_text())

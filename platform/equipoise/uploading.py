@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -83,6 +84,7 @@ def upload(
         whole = all(map(is_uploaded, paths))
         told(name, whole)
         now += whole
+    _tidy(folder)
     return Uploaded(now, len(runs) - len(open_runs), len(open_runs) - now)
 
 
@@ -138,7 +140,15 @@ class Uploader:
         for process in self._at_work:
             _wait(process, max(0.0, until - time.monotonic()))
         self._at_work.clear()
+        _tidy(self._folder)
         return sum(not all(map(is_uploaded, paths)) for paths in parts(self._folder).values())
+
+
+def _tidy(folder: Path) -> None:
+    """Remove W&B's notes on uploads, which name folders of this machine and its user."""
+    shutil.rmtree(folder / "logs", ignore_errors=True)
+    for path in folder.glob("debug-cli.*.log"):
+        path.unlink(missing_ok=True)
 
 
 # --- the process ------------------------------------------------------------------------------------------------------

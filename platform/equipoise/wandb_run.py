@@ -6,6 +6,7 @@ Knows W&B's settings, and whether there is an account; knows nothing of records 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,6 +98,13 @@ def begin(
     return run
 
 
+def end(run: wandb.Run, exit_code: int = 0) -> None:
+    """Finish a run, or this part of one; what W&B noted meanwhile of the machine's folders goes."""
+    logs = Path(run.dir).parent / "logs"
+    run.finish(exit_code=exit_code)
+    shutil.rmtree(logs, ignore_errors=True)
+
+
 def _settings() -> wandb.Settings:
     """Nothing that names the user, the machine or its folders is collected; records are flushed as they come."""
     import wandb
@@ -105,6 +113,7 @@ def _settings() -> wandb.Settings:
         silent=True,
         host="",
         console="off",
+        symlink=False,
         x_disable_stats=True,
         x_disable_meta=True,
         disable_git=True,

@@ -98,7 +98,7 @@ class WandbTracker:
         run.tags = (*(run.tags or ()), verdict.kind)
         if verdict.kind in FAILED:
             run.alert(verdict.kind, f"{record.name}: {verdict.sentence()}", level="ERROR")
-        run.finish()
+        wandb_run.end(run)
         del self._runs[record.name]
 
     def conclude(self, folder: StudyFolder, best: str | None) -> None:
@@ -112,12 +112,12 @@ class WandbTracker:
         about, tags = wandb_study.about(study), [nearest_preset(study.run)]
         run = self._start(f"{self._prefix}-study", study.name, "study", about, tags)
         wandb_study.tell(run, folder, best, self._gpus)
-        run.finish()
+        wandb_run.end(run)
 
     def close(self) -> None:
         """Close runs that have not ended; a resumed study continues them."""
         for run in self._runs.values():
-            run.finish(exit_code=1)
+            wandb_run.end(run, exit_code=1)
         self._runs.clear()
         if self._uploader is not None and (left := self._uploader.close()):
             log.warning("%d runs are not at W&B in full yet: `equipoise sync` uploads the rest", left)

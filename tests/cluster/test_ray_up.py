@@ -24,7 +24,7 @@ from equipoise import checkpoint
 from equipoise.heads import synthetic_store
 from equipoise.record import Record
 
-pytestmark = [pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.cluster, pytest.mark.ray, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 FILE = "ray_cluster.yaml"
 STEPS = 60

@@ -162,6 +162,15 @@ class TestFolder:
         with pytest.raises(InputError, match=r"study\.json"):
             _ = StudyFolder.open(tmp_path).study
 
+    def test_what_is_of_this_place_alone_lies_apart_and_may_be_left_out_when_a_study_is_handed_on(
+        self, tmp_path: Path
+    ) -> None:
+        folder = StudyFolder.create(tmp_path, study(), "python here/study.py", {"store": "/here/cohort.zarr"})
+        assert "here" not in (tmp_path / "study.json").read_text()
+        (tmp_path / "local.json").unlink()
+        opened = StudyFolder.open(tmp_path)
+        assert (opened.study, opened.id, opened.command, opened.options) == (study(), folder.id, "", {})
+
     def test_runs_are_listed_by_name_and_folders_that_are_none_left_out(self, tmp_path: Path) -> None:
         folder = StudyFolder.create(tmp_path, study(), "", {})
         for name in ("b", "a"):

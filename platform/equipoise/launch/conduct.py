@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -131,6 +132,7 @@ def conduct(declare: Declare, options: Options, *, tell: Tell | None = None, hea
                     _leave(audience, folder, ledger, session.id)
                 _confirm(folder, ledger, store, terms, _confirming(study, options))
                 audience.concludes(folder, ledger)
+            _tidy(folder, ledger, session.id)
     write_report(folder, importance)
     if tell is not None:
         tell(folder, audience.console)
@@ -149,6 +151,14 @@ def _leave(audience: Audience, folder: StudyFolder, ledger: Ledger, session: str
         raise SystemExit(0)
     audience.leaves(f"stopped with {ledger.unfinished} points unfinished: add --resume to continue")
     raise SystemExit(130)
+
+
+def _tidy(folder: StudyFolder, ledger: Ledger, session: str) -> None:
+    """Remove what Tune kept of the study, which names folders and machines; where a point failed, it says why."""
+    if ledger.failed or any(other.alive for other in sessions(folder.folder) if other.id != session):
+        return
+    for of in (folder.folder, *(record.folder for record in folder.records() if record.verdict)):
+        shutil.rmtree(of / "ray", ignore_errors=True)
 
 
 def _confirming(study: Study, options: Options) -> int:

@@ -205,6 +205,7 @@ def end(folder: Path, log: Path, how: signal.Signals) -> None:
     process.wait(timeout=240)
 
 
+@pytest.mark.long
 def test_a_study_that_is_ended_by_ctrl_c_and_by_a_kill_goes_on_to_the_same_states(
     tmp_path: Path, ours: Outcome
 ) -> None:

@@ -42,7 +42,7 @@ def declare(options: Options) -> Study:
 def test_a_resumed_study_has_the_script_s_own_flags_again_but_for_those_given_anew(tmp_path: Path) -> None:
     started = Own(results=tmp_path, rates=(1e-4, 1e-3), sifa=True, points=6, confirm_workers=0)
     made = StudyFolder.create(tmp_path / "own", declare(started), "", saved(started))
-    assert json.loads((tmp_path / "own" / "study.json").read_text())["options"]["rates"] == [1e-4, 1e-3]
+    assert json.loads((tmp_path / "own" / "local.json").read_text())["options"]["rates"] == [1e-4, 1e-3]
     folder, options = resumed(declare, Own(results=tmp_path, resume=True, size=32))
     assert folder is not None
     assert folder.folder == made.folder

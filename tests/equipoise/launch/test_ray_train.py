@@ -24,14 +24,18 @@ SCRIPT = Path(__file__).with_name("tiny_study.py")
 
 
 def workers() -> list[int]:
-    """Process ids of Ray Train's workers on this machine."""
+    """Process ids of Ray Train's workers that belong to the Ray of this process."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it ended while we looked
-            line = path.read_bytes()
-            if b"ray::" in line and b"TrainWorker" in line:
-                found.append(int(path.parent.name))
+            line, number = path.read_bytes(), int(path.parent.name)
+            if b"ray::" in line and b"TrainWorker" in line and os.getpid() in (parent(number), parent(parent(number))):
+                found.append(number)
     return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def numbers(record: Record) -> list[Row]:
@@ -62,6 +66,7 @@ def test_a_run_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_numbe
     assert numbers(harmed) == numbers(whole)
 
 
+@pytest.mark.long
 def test_a_study_of_two_worker_runs_stops_the_worse_and_closes_every_record(store: Path, tmp_path: Path) -> None:
     line = [sys.executable, str(SCRIPT), "--store", str(store), "--results", str(tmp_path), "--wandb", "disabled"]
     more = ["--workers-per-run", "2", "--points", "3", "--steps", "16", "--confirm-workers", "0"]
