@@ -24,13 +24,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
 import torch
 
 from equipoise import checkpoint, recovery
@@ -44,6 +43,9 @@ from equipoise.train import Progress, evaluations
 from equipoise.writing import append, told, write
 from slicestore.errors import InputError
 
+_loads: Callable[[bytes], Any] = json.loads
+with suppress(ImportError):  # where there is little beside torch
+    from orjson import loads as _loads  # a study's rows are hundreds of megabytes
 CONFIRM = "confirm"
 """How the name of a run that repeats a study's best point begins."""
 log = logging.getLogger(__name__)
@@ -304,8 +306,8 @@ def _read_lines(path: Path, start: int = 0) -> list[dict[str, Any]]:
 
 def _parsed(path: Path, line: bytes, number: int) -> dict[str, Any]:
     try:
-        row: dict[str, Any] = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        row: dict[str, Any] = _loads(line)
+    except ValueError as error:
         raise InputError(
             path,
             found=f"line {number} that is no JSON ({error})",
