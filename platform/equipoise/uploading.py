@@ -84,7 +84,7 @@ def upload(
         whole = all(map(is_uploaded, paths))
         told(name, whole)
         now += whole
-    _tidy(folder)
+    tidy(folder)
     return Uploaded(now, len(runs) - len(open_runs), len(open_runs) - now)
 
 
@@ -140,13 +140,16 @@ class Uploader:
         for process in self._at_work:
             _wait(process, max(0.0, until - time.monotonic()))
         self._at_work.clear()
-        _tidy(self._folder)
         return sum(not all(map(is_uploaded, paths)) for paths in parts(self._folder).values())
 
 
-def _tidy(folder: Path) -> None:
-    """Remove W&B's notes on uploads, which name folders of this machine and its user."""
-    shutil.rmtree(folder / "logs", ignore_errors=True)
+def tidy(folder: Path) -> None:
+    """Remove W&B's notes on runs and uploads, which name folders of this machine and its user.
+
+    Also those of processes that were killed. One that is at work writes on without them.
+    """
+    for notes in (folder / "logs", *folder.glob("wandb/offline-run-*/logs")):
+        shutil.rmtree(notes, ignore_errors=True)
     for path in folder.glob("debug-cli.*.log"):
         path.unlink(missing_ok=True)
 

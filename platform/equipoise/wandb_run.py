@@ -6,7 +6,6 @@ Knows W&B's settings, and whether there is an account; knows nothing of records 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,13 +95,6 @@ def begin(
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def end(run: wandb.Run, exit_code: int = 0) -> None:
-    """Finish a run, or this part of one; what W&B noted meanwhile of the machine's folders goes."""
-    logs = Path(run.dir).parent / "logs"
-    run.finish(exit_code=exit_code)
-    shutil.rmtree(logs, ignore_errors=True)
 
 
 def _settings() -> wandb.Settings:

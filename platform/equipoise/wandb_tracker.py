@@ -18,7 +18,7 @@ from equipoise.monitor import Verdict
 from equipoise.record import Record, Row
 from equipoise.search import FAILED
 from equipoise.study import StudyFolder
-from equipoise.uploading import Uploader, parts
+from equipoise.uploading import Uploader, parts, tidy
 from equipoise.wandb_file import history, summary
 from equipoise.wandb_run import WandbMode
 
@@ -98,7 +98,7 @@ class WandbTracker:
         run.tags = (*(run.tags or ()), verdict.kind)
         if verdict.kind in FAILED:
             run.alert(verdict.kind, f"{record.name}: {verdict.sentence()}", level="ERROR")
-        wandb_run.end(run)
+        run.finish()
         del self._runs[record.name]
 
     def conclude(self, folder: StudyFolder, best: str | None) -> None:
@@ -112,15 +112,16 @@ class WandbTracker:
         about, tags = wandb_study.about(study), [nearest_preset(study.run)]
         run = self._start(f"{self._prefix}-study", study.name, "study", about, tags)
         wandb_study.tell(run, folder, best, self._gpus)
-        wandb_run.end(run)
+        run.finish()
 
     def close(self) -> None:
         """Close runs that have not ended; a resumed study continues them."""
         for run in self._runs.values():
-            wandb_run.end(run, exit_code=1)
+            run.finish(exit_code=1)
         self._runs.clear()
         if self._uploader is not None and (left := self._uploader.close()):
             log.warning("%d runs are not at W&B in full yet: `equipoise sync` uploads the rest", left)
+        tidy(self._folder)
 
     def _before(self, record: Record) -> Logged:
         """What an earlier process, since killed or interrupted, logged of a run."""

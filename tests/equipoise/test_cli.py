@@ -86,11 +86,13 @@ def test_from_two_volumes_to_a_trained_run_and_on_from_where_it_stopped(
     assert done.returncode == 0, done.stderr
     assert "no source subject is left to validate on" in done.stdout
     settings = ("--net.width", 0.0625, "--batch", 2, "--evaluations", 2, "--steps", 6)
-    done = equipoise("train", store, run, *settings, "--wandb", "offline")
+    done = equipoise("train", store, run, *settings, "--wandb", "offline", "--tensorboard")
     assert done.returncode == 0, done.stderr
     assert "stable after 6 of 6 steps" in done.stdout
     assert re.search(r"step 3/6, [\d.]+ steps/s, 0:00:\d\d left, .*; panels: .*step-000003\.png", done.stdout)
     assert [row["step"] for row in Record(run).rows()] == [1, 2, 3, 4, 5, 6]
+    assert list(run.glob("tensorboard/run/events*"))
+    assert not [path for path in run.rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
     (log,) = run.glob("wandb/wandb/offline-run-*/*.wandb")
     assert history(log)[-1]["loss/cycle_t"] == pytest.approx(Record(run).rows()[-1]["loss/cycle_t"])
     again = typed("train", store, run, *settings, "--wandb", "disabled")

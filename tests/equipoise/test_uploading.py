@@ -42,6 +42,7 @@ RUN = "id-000-abc"
 @pytest.fixture(autouse=True)
 def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A key that no server but ours would take, and nobody's settings."""
+    wandb.teardown()  # its address is one of these: given back afterwards, it would be nobody's
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

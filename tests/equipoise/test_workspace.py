@@ -60,6 +60,7 @@ IMAGES = [f"panels/{name}" for name in ("x_s", "x_st", "x_sts", "x_t", "x_ts", "
 @pytest.fixture(autouse=True)
 def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A key that no server but ours would take, and nobody's settings."""
+    wandb.teardown()  # its address is one of these: given back afterwards, it would be nobody's
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

@@ -35,6 +35,8 @@ class WandbServer:
         self.ended: list[str] = []
         self.sent: list[bytes] = []
         """Every request's address and body."""
+        self.heads: list[str] = []
+        """Every request's headers."""
         self.over = threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"stands_for": self}))
         self._http.daemon_threads = True
@@ -148,6 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_PUT = do_POST
 
     def answer(self, body: bytes) -> None:
+        self.stands_for.heads.append(str(self.headers))
         said = self.stands_for.take(self.path, body)
         if said is None:  # it hangs
             self.close_connection = True

@@ -77,6 +77,17 @@ def test_a_study_ends_with_every_point_told_and_every_run_recorded(undisturbed: 
     assert Path(said.split("dashboard: ")[1].split()[0]).is_file()
 
 
+def naming(folder: StudyFolder) -> list[Path]:
+    """What of a study says where it lies."""
+    place = str(folder.folder.parent).encode()
+    return [path for path in folder.folder.rglob("*") if path.is_file() and place in path.read_bytes()]
+
+
+def test_one_file_alone_says_where_a_study_lies(undisturbed: tuple[StudyFolder, str]) -> None:
+    folder, _ = undisturbed
+    assert naming(folder) == [folder.folder / "local.json"]
+
+
 def test_the_best_point_is_confirmed_by_two_workers_with_another_seed(undisturbed: tuple[StudyFolder, str]) -> None:
     folder, _ = undisturbed
     (confirmation,) = (r for r in folder.records() if r.confirms)
@@ -153,6 +164,7 @@ def test_a_study_killed_half_way_resumes_and_accounts_for_every_run_once(
     assert [{k: v for k, v in row.items() if k not in drop} for row in again.rows()[:n]] == [
         {k: v for k, v in row.items() if k not in drop} for row in whole.rows()[:n]
     ]
+    assert naming(folder) == [folder.folder / "local.json"]
     # At W&B the run that the kill met is one as well: its parts, one after the other, have every step once.
     told = parts(folder.wandb)
     assert len(told) == len(folder.records()) + 1
