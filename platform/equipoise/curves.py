@@ -253,9 +253,7 @@ def _marks(run: Run, signal: str, steps: np.ndarray, shown: np.ndarray, values: 
 
 def _onsets(run: Run, signal: str) -> list[int]:
     """A critic's panel shows its own win, every other one the step at which the run began to fail."""
-    if run.verdict is None:
-        return []
-    if signal in BALANCE:
+    if run.verdict is None or signal in BALANCE:
         return []
     if signal.startswith("auc/"):
         return [finding.onset for finding in run.verdict.findings if finding.signal == signal]
