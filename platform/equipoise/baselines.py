@@ -6,6 +6,7 @@ tables or records.
 | method                  | E and C1 learn from                | what it tells                                    |
 |-------------------------|------------------------------------|--------------------------------------------------|
 | `source_only`           | x_s, y_s                           | how far apart the domains are                    |
+| `matched`               | x_s inverted and matched, y_s      | how far intensities alone carry                  |
 | `cyclegan_then_segment` | x_st, y_s, by a CycleGAN's G       | what translation carries over, by itself         |
 | `sifa`                  | x_st, y_s and x_t, together with G | what learning all at once adds                   |
 | `supervised`            | x_t, y_t                           | what the same networks reach with target labels  |
@@ -23,6 +24,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 
 from equipoise.batches import Cohort
@@ -36,8 +38,10 @@ from equipoise.shelf import Slices, framed
 from equipoise.speed import autocast
 from equipoise.train import Progress, Run, fit, look
 from slicestore.errors import InputError
-from slicestore.store import Store
+from slicestore.store import DOMAINS, Store
 
+QUANTILES = 257
+"""Points of a curve of grey values, in air and in tissue."""
 Make = Callable[[int], tuple[Tensor, Tensor]]
 """A step's number, counted from 1 -> images `(B, C, H, W)` and their labels `(B, H, W)` int64."""
 
@@ -73,6 +77,50 @@ def source_only(config: RunConfig, cohort: Cohort) -> Iterator[Look]:
         return batch.source, batch.label
 
     return segment(config, cohort, make, nn.Identity())
+
+
+def matched(config: RunConfig, cohort: Cohort) -> Iterator[Look]:
+    """No network translates: one curve of grey values for all images, see `Curve`."""
+    return segment_translated(config, cohort, Curve.between(*(cohort.train[domain].image for domain in DOMAINS)))
+
+
+class Curve(nn.Module):
+    """Source images with the target's grey values: inverted in tissue, and matched in histogram.
+
+    Blood is bright in TOF and dark in SWI, while air is dark in both. So air and tissue, parted by Otsu's threshold in
+    each domain, get curves of their own: air's rises and tissue's falls, each taking the source's quantiles to the
+    target's. What is beyond the training images' range becomes its end.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        """Through points, x ascending."""
+        super().__init__()
+        self.register_buffer("x", x)
+        self.register_buffer("y", y)
+
+    @classmethod
+    def between(cls, source: Tensor, target: Tensor) -> Curve:
+        """Of training images `(N, C, H, W)` of both domains, on their scales."""
+        levels = np.linspace(0, 1, QUANTILES)
+        (air_s, tissue_s), (air_t, tissue_t) = (_parted(images) for images in (source, target))
+        x = np.concatenate([np.quantile(air_s, levels), np.quantile(tissue_s, levels)])
+        y = np.concatenate([np.quantile(air_t, levels), np.quantile(tissue_t, 1 - levels)])
+        x, first = np.unique(x, return_index=True)
+        return cls(*(torch.from_numpy(part.astype(np.float32)).to(source.device) for part in (x, y[first])))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images of any shape; the same shape."""
+        x, y = self.get_buffer("x"), self.get_buffer("y")
+        right = torch.searchsorted(x, image.contiguous()).clamp(1, len(x) - 1)
+        share = ((image - x[right - 1]) / (x[right] - x[right - 1])).clamp(0, 1)
+        return y[right - 1].lerp(y[right], share)
+
+
+def _parted(images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Values of air and of tissue in the images' middle channels."""
+    values = images[:, images.shape[1] // 2].cpu().numpy().ravel()
+    bright = values > threshold_otsu(values)
+    return values[~bright], values[bright]
 
 
 def cyclegan_then_segment(config: RunConfig, cohort: Cohort) -> Iterator[Look]:

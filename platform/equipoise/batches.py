@@ -20,6 +20,7 @@ import torch
 
 from equipoise.augment import augment, draw
 from equipoise.config import AugmentConfig, NetConfig, RunConfig
+from equipoise.intake import Intake
 from equipoise.shelf import Shelf, Slices
 from equipoise.step import Batch
 from slicestore.errors import InputError
@@ -65,6 +66,7 @@ class Cohort:
         self.fingerprint, self.classes, self.device = store.fingerprint, store.classes, device
         self.brain_class: int = store.preprocessing.brain_class
         """The class of the brain beside the structures; 0 where there is none."""
+        self.intake = Intake.of(store, config)
         threads = threads or os.cpu_count() or 1
         self._pool, self._ahead = ThreadPoolExecutor(threads), ThreadPoolExecutor(len(DOMAINS))
         room = int(torch.cuda.mem_get_info(device)[0] * device_share) if device.type == "cuda" else 0

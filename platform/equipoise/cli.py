@@ -24,8 +24,10 @@ from tyro.conf import Positional
 from equipoise import batches, progress, speed
 from equipoise.config import PRESETS as RUNS
 from equipoise.config import PUBLISHED, RunConfig
+from equipoise.evaluate_cli import evaluate
 from equipoise.json_lines import JsonTracker
 from equipoise.keeping import Keeping
+from equipoise.predict_cli import export, predict, translate
 from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
 from equipoise.sessions import sessions
@@ -372,7 +374,10 @@ def sync(folder: Annotated[Path | None, Positional[Path | None]] = None, /, resu
 
 COMMANDS = {
     c.__name__: later(c)
-    for c in (prepare, store, phantom, train, study, report, dashboard, sync, workspace, diagnose, doctor)
+    for c in (
+        *(prepare, store, phantom, train, study, report, dashboard, sync, workspace, diagnose),
+        *(predict, translate, evaluate, export, doctor),
+    )
 }
 Settings = TypeVar("Settings")
 

@@ -36,10 +36,11 @@ PATIENCE_S = 300.0
 """So long the end of a run waits for its copy: a network file system may hang for ever."""
 _EXTENT = "copied.json"
 _STATE = "copies.json"
-_TEXT = re.compile(
-    r"(config|environment|returns)\.json|changes\.diff|(signals|attempts|return-\d+)\.jsonl"  # copied at every turn
+_TEXT = re.compile(  # copied at every turn
+    r"(config|intake|environment|returns)\.json|changes\.diff|(signals|attempts|return-\d+)\.jsonl"
 )
 _PANEL = re.compile(r"panels/step-(\d+)\.png")
+_WEIGHTS = re.compile(r"weights/step-\d+\.safetensors")
 _CHECKPOINT = re.compile(r"step-\d+")
 _PART = re.compile(r"shared\.pt|rank-\d+\.pt")
 log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class _Load:
     """Steps that the run went back to."""
     texts: Mapping[str, bytes]
     files: Mapping[str, BinaryIO]
+    weights: frozenset[str]
+    """Names of all weights that the run keeps."""
 
 
 class NoCopies:
@@ -305,13 +308,18 @@ class Copies(NoCopies):
         checkpoints = self.folder / "checkpoints"
         with told(self.folder):
             checkpoints.mkdir(parents=True, exist_ok=True)
-            (self.folder / "panels").mkdir(exist_ok=True)
+            for name in ("panels", "weights"):
+                (self.folder / name).mkdir(exist_ok=True)
         back = _steps(bytes(self._got("returns.json"))) if known.returns else []
         if late := back[len(_returned_to(self.folder)) :]:
             with told(checkpoints):
                 checkpoint.drop_after(checkpoints, min(late))
         for name in sorted(self._names, key=lambda name: name == "returns.json"):
-            if _PANEL.fullmatch(name) or (_TEXT.fullmatch(name) and not self._is_longer(name)):
+            if (
+                _PANEL.fullmatch(name)
+                or _WEIGHTS.fullmatch(name)
+                or (_TEXT.fullmatch(name) and not self._is_longer(name))
+            ):
                 write_bytes(self.folder / name, self._got(name, self._names[name]))
         for name, parts in sorted(known.checkpoints.items(), key=lambda item: (len(item[0]), item[0])):
             files = ((part, self._got(f"checkpoints/{name}/{part}", size)) for part, size in parts.items())
@@ -336,20 +344,26 @@ class Copies(NoCopies):
     # --- one copy -----------------------------------------------------------------------------------------------------
 
     def _load(self) -> _Load:
-        """Take up what is to be copied; checkpoints that are there already are not."""
+        """Take up what is to be copied; checkpoints and weights that are there already are not."""
         extent, back = Extent.of(self.folder), _returned_to(self.folder)
         held = _valid(self._known, back)
         with told(self.folder):
             names = [path.name for path in self.folder.iterdir() if _TEXT.fullmatch(path.name)]
             names += ["verdict.json"] if extent.ended else []
             texts = {name: (self.folder / name).read_bytes() for name in names}
-            files = {
-                name: open(self.folder / name, "rb")  # noqa: SIM115 - closed once it was carried
-                for checkpoint, parts in extent.checkpoints.items()
-                if checkpoint not in held
-                for name in (f"checkpoints/{checkpoint}/{part}" for part in parts)
-            }
-        return _Load(extent, back, texts, files)
+            weights = [f"weights/{path.name}" for path in sorted((self.folder / "weights").glob("step-*.safetensors"))]
+            there = self._names or {} if self._known and self._known.returns == extent.returns else {}
+            wanted = [
+                *(name for name in weights if name not in there),
+                *(
+                    f"checkpoints/{c}/{part}"
+                    for c, parts in extent.checkpoints.items()
+                    if c not in held
+                    for part in parts
+                ),
+            ]
+            files = {name: open(self.folder / name, "rb") for name in wanted}  # noqa: SIM115 - closed once carried
+        return _Load(extent, back, texts, files, frozenset(weights))
 
     def _carry(self, load: _Load) -> None:
         """The thread's work; what fails is told by the one that began it."""
@@ -379,7 +393,7 @@ class Copies(NoCopies):
             self._put(name, file.read())
         self.place.put(_EXTENT, json.dumps(asdict(load.extent), indent=2).encode())
         self._known = load.extent
-        self._let_go(load.extent)
+        self._let_go(load)
 
     def _send_panels(self, upto: int) -> None:
         """Send new pictures; after a return, later ones are still those of before it."""
@@ -406,11 +420,12 @@ class Copies(NoCopies):
             del self._names[name]
         self._known = None
 
-    def _let_go(self, extent: Extent) -> None:
-        """Remove checkpoints that the run has let go of, and what killed writers left."""
+    def _let_go(self, load: _Load) -> None:
+        """Remove checkpoints and weights that the run has let go of, and what killed writers left."""
         assert self._names is not None
-        stays = {f"checkpoints/{name}/{part}" for name, parts in extent.checkpoints.items() for part in parts}
-        gone = [name for name in self._names if name.startswith("checkpoints/") and name not in stays]
+        stays = {f"checkpoints/{name}/{part}" for name, parts in load.extent.checkpoints.items() for part in parts}
+        stays |= load.weights
+        gone = [name for name in self._names if name.startswith(("checkpoints/", "weights/")) and name not in stays]
         self.place.delete(gone)
         for name in gone:
             del self._names[name]

@@ -203,7 +203,7 @@ def of_record(record: Record, *, upto: int | None = None) -> Diagnosis | str:
 
 _NO_SIGNALS = ("step", "divergence/stability", "time/block", "time/workers")
 _RULED = ("saturation/", "probe/")
-_NEVER = ("quality/", "balance/")
+_NEVER = ("quality/", "validator/", "balance/")
 
 
 def _observe(monitor: Monitor, row: Row) -> None:

@@ -18,6 +18,7 @@ from equipoise.columns import Columns, Row
 from equipoise.config import RunConfig
 from equipoise.monitor import Verdict
 from equipoise.record import CONFIRM, Record
+from equipoise.search import called
 from equipoise.study import Study
 from equipoise.survival import survival as kaplan_meier
 
@@ -111,11 +112,11 @@ class Figure(NamedTuple):
 
 
 def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) -> Figure:
-    """Every run at its S and its last Dice; a run whose S is not known yet, hollow, at its S so far."""
+    """Every run at its S and its last Dice or composite; a run whose S is not known yet, hollow, at its S so far."""
     import plotly.graph_objects as go
 
     figure, notes = go.Figure(), []
-    quality = f"quality/{study.objective}"
+    quality, name = f"quality/{study.objective}", called(study.objective)
     figure.add_vrect(study.feasible, 1.03, fillcolor=LOOKS["stable"].colour, opacity=0.07, line_width=0, layer="below")
     for kind, group in by_kind(runs):
         shown = []
@@ -125,7 +126,7 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
             if dice is not None and x is not None and math.isfinite(dice) and math.isfinite(x):
                 shown.append((run, x, dice))
             else:
-                notes.append(f"{run.name} is not drawn: {'no Dice' if dice is None else 'no finite Dice or S'}.")
+                notes.append(f"{run.name} is not drawn: {f'no {name}' if dice is None else f'no finite {name} or S'}.")
         figure.add_scatter(
             x=[x for _, x, _ in shown],
             y=[dice for _, _, dice in shown],
@@ -136,7 +137,7 @@ def dice_against_stability(runs: Sequence[Run], study: Study, best: Run | None) 
             text=[_role(run, best) for run, _, _ in shown],
             textposition="middle left",
             hovertext=[f"{about(run)}<br>{words(run.kind)}" for run, _, _ in shown],
-            hovertemplate="%{hovertext}<br>Dice %{y:.3f}, S %{x:.3f}<extra></extra>",
+            hovertemplate=f"%{{hovertext}}<br>{name} %{{y:.3f}}, S %{{x:.3f}}<extra></extra>",
             meta={"points": [run.name for run, _, _ in shown]},
         )
     front = pareto(runs, quality)

@@ -42,6 +42,10 @@ ENDS = (
     "balance/generator",
     "balance/decoder",
     "balance/encoder",
+    "validator/entropy",
+    "validator/information",
+    "validator/nuclear",
+    "validator/volume",
 )
 """Signals whose end levels are written for every run."""
 NOTHING = "–"
@@ -191,7 +195,7 @@ def spread(values: Iterable[float | None], form: str = ".3f") -> str:
 
 
 def quality(name: str) -> Column:
-    """The column of a Dice, by its name without `quality/`."""
+    """The column of a Dice or composite, by its name without `quality/`."""
     return name.replace("_", " "), lambda cell: spread(outcome.quality(name) for outcome in cell.outcomes)
 
 
@@ -236,9 +240,9 @@ SPARED: Column = "steps saved", lambda cell: spread((outcome.spared for outcome 
 
 
 def measured(outcomes: Iterable[Outcome]) -> list[str]:
-    """Names of the Dice that some run has, raw before running mean, translated before target."""
+    """Names of the qualities that some run has: Dice, raw before running mean, translated before target; composites."""
     found = {name for outcome in outcomes for name in outcome.run.columns.names()}
-    wanted = ("translated_dice", "ema_translated_dice", "target_dice", "ema_target_dice")
+    wanted = ("translated_dice", "ema_translated_dice", "target_dice", "ema_target_dice", "composite", "ema_composite")
     return [name for name in wanted if f"quality/{name}" in found]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from equipoise.batches import Cohort
 from equipoise.nets import Sifa
+from equipoise.validators import structures
 from slicestore.store import DOMAINS
 
 COUNT = 16
@@ -101,15 +102,8 @@ def _made(net: Sifa, source: Tensor, target: Tensor, brain_class: int) -> _Made:
     for x in target.split(BATCH):
         seen = net.encoder(x, "target")
         ts.append(_middle(net.decoder(seen.high, x)))
-        foreground.append(_structures(net.segmenter(seen, size), brain_class))
+        foreground.append(structures(net.segmenter(seen, size), brain_class))
     return _Made(torch.cat(st), torch.cat(ts), torch.cat(foreground))
-
-
-def _structures(logits: Tensor, brain_class: int) -> Tensor:
-    """Where a structure is predicted, `(N, H, W)`: 1 or 0; NaN where a logit is not finite, which has no largest."""
-    found = logits.argmax(1)
-    structure = (found != 0) & (found != brain_class)  # 0 is the background, also where there is no brain class
-    return structure.double().masked_fill(~logits.isfinite().all(1), torch.nan)
 
 
 def _middle(image: Tensor) -> Tensor:

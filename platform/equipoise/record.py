@@ -3,6 +3,7 @@
 Knows the files of a run and how they survive a kill; knows nothing of Ray, W&B or Optuna, which all read from here.
 
     config.json        the RunConfig
+    intake.json        how a raw volume becomes what its networks take: preprocessing, limits, ranges of the cohort
     environment.json   versions, commit, device: no host names, users or paths
     changes.diff       what the working tree had beyond that commit
     signals.jsonl      one row a block of steps
@@ -12,6 +13,7 @@ Knows the files of a run and how they survive a kill; knows nothing of Ray, W&B 
     attempts.jsonl     one row each time a process took up the run: from where, and what had to be done again
     copies.json        how far the copies elsewhere are, if there are any
     checkpoints/       the newest states
+    weights/           E and C1 of the newest evaluation, and of those that a protocol of `selection` would choose
     verdict.json       written last: a run with a verdict has ended
     ray/               what Ray Train writes of a run over several workers
 """
@@ -33,13 +35,17 @@ from typing import Any
 import torch
 
 from equipoise import checkpoint, recovery
+from equipoise.checkpoint import State
 from equipoise.columns import Columns
 from equipoise.columns import Row as Row
 from equipoise.config import RunConfig
 from equipoise.environment import environment
+from equipoise.intake import Intake
 from equipoise.monitor import Horizon, Verdict
 from equipoise.recovery import Return
+from equipoise.selection import PROTOCOLS, best_step
 from equipoise.train import Progress, evaluations
+from equipoise.weights import Kept, of
 from equipoise.writing import append, told, write
 from slicestore.errors import InputError
 
@@ -102,6 +108,20 @@ class Record:
             ) from error
 
     @property
+    def intake(self) -> Intake:
+        """How a raw volume becomes what the run's networks take.
+
+        Raises:
+            InputError: the folder does not say: it is of an earlier version, and was not continued since.
+        """
+        return Intake.read(self.folder / "intake.json")
+
+    @property
+    def weights(self) -> Kept:
+        """E and C1 after some of the run's evaluations."""
+        return Kept(self.folder)
+
+    @property
     def verdict(self) -> Verdict | None:
         """How the run ended; None while it has not.
 
@@ -160,6 +180,22 @@ class Record:
         write(self.folder / "changes.diff", changes)
         write(self.folder / "environment.json", json.dumps(found, indent=2))
         write(self.folder / "config.json", json.dumps(config.to_dict(), indent=2))
+
+    def note(self, intake: Intake) -> None:
+        """Write how a raw volume becomes what the run's networks take, unless it is there."""
+        path, said = self.folder / "intake.json", json.dumps(intake.to_dict(), indent=2)
+        if not path.is_file() or path.read_text() != said:
+            write(path, said)
+
+    def keep(self, step: int, state: State) -> None:
+        """Keep E and C1 of an evaluation whose row has been added; let go of others that no protocol would choose now.
+
+        Raises:
+            InputError: the disk refused.
+        """
+        rows = self.rows()
+        held = {best for protocol in PROTOCOLS if (best := best_step(rows, protocol)) is not None}
+        self.weights.keep(step, of(state.shared["net"], state.shared["average"]), held)
 
     def is_of(self, config: RunConfig) -> bool:
         """Whether there is a record of this run; nothing is written.

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -21,6 +21,7 @@ from equipoise.checkpoint import State
 from equipoise.config import RunConfig
 from equipoise.keeping import Keeping
 from equipoise.record import Record
+from equipoise.search import ObjectiveName
 from equipoise.train import Progress
 from equipoise.verdict import Verdict
 
@@ -30,7 +31,7 @@ class Look(NamedTuple):
 
     step: int
     dice: float
-    """In [0, 1]; NaN where it could not be measured."""
+    """In [0, 1], whatever the study's objective; NaN where it could not be measured."""
     stability: float
     """S so far."""
 
@@ -75,7 +76,7 @@ def rehearse(folder: Path, config: RunConfig, _store: object, *, keeping: Keepin
             ends = look is script.looks[-1]
             progress = Progress(
                 look.step,
-                {"quality/translated_dice": look.dice, "quality/target_dice": look.dice},
+                {f"quality/{objective}": look.dice for objective in get_args(ObjectiveName)},
                 (look.step - before) * script.step_seconds,
                 True,
                 None,

@@ -24,8 +24,9 @@ from equipoise.config_base import Leaf
 from equipoise.figures import LOOKS, Run, words
 from equipoise.page import NOTHING, drawn, folded, key, number, page, section, table
 from equipoise.record import Record
-from equipoise.search import Choice, Dimension, Fixed, Space, cases
+from equipoise.search import Choice, Dimension, Fixed, Space, called, cases
 from equipoise.seeds import Ended
+from equipoise.selection_page import Tested, selection_section
 from equipoise.sessions import sessions
 from equipoise.study import Study, StudyFolder
 from equipoise.writing import write
@@ -64,7 +65,7 @@ def write_report(folder: StudyFolder, importance: Importance | None = None) -> P
         importance: `launch.importance`, which needs Optuna; without it the report leaves that out.
 
     Raises:
-        InputError: a run's settings cannot be read, or the disk refuses the report.
+        InputError: a run's settings or the test scores cannot be read, or the disk refuses the report.
     """
     study, records = folder.study, folder.records()
     runs = [Run.read(record) for record in records]
@@ -75,6 +76,7 @@ def write_report(folder: StudyFolder, importance: Importance | None = None) -> P
         _table(study, runs, best),
         _figures(study, runs, best),
         _importance(study, runs, importance),
+        selection_section(runs, study, best, Tested.read(folder.folder / "test.json")),
         _balance(runs, best),
         _cost(whole, costs),
         _pictures(folder, runs, best),
@@ -142,7 +144,7 @@ def _summary(study: Study, runs: Sequence[Run], best: Run | None, whole: Account
             told.append(
                 f"Repeated with seed {run.config.seed} over {run.config.workers} workers, it "
                 + (f"ended {words(run.kind)}" if run.verdict else "has not ended")
-                + f": Dice {_dice(run, study)}, S {number(run.stability)}."
+                + f": {called(study.objective)} {_dice(run, study)}, S {number(run.stability)}."
             )
     unit = whole.unit
     budget = (
@@ -164,12 +166,13 @@ def _summary(study: Study, runs: Sequence[Run], best: Run | None, whole: Account
 
 
 def _best(point: Sequence[Run], study: Study) -> str:
-    told = judgement(point, study)
-    assert told is not None
-    verdict, dice = told
+    judged = judgement(point, study)
+    assert judged is not None
+    verdict, dice = judged
     over = f" over {len(point)} seeds" if study.seeds > 1 else ""
     reached = (verdict.stability or 0.0) >= study.feasible
-    return f"Best point: <b>{escape(point[0].name)}</b>, Dice {number(dice)}, S {number(verdict.stability)}{over}" + (
+    told = f"{called(study.objective)} {number(dice)}, S {number(verdict.stability)}{over}"
+    return f"Best point: <b>{escape(point[0].name)}</b>, {told}" + (
         "." if reached else f"; no point reached S ≥ {study.feasible:g}."
     )
 
@@ -178,7 +181,7 @@ def _table(study: Study, runs: Sequence[Run], best: Run | None) -> str:
     qualities = [f"quality/{study.objective}"]
     qualities += [
         s
-        for s in ("quality/translated_dice", "quality/target_dice")
+        for s in ("quality/translated_dice", "quality/target_dice", "quality/composite")
         if s not in qualities and any(run.last(s) is not None for run in runs)
     ]
     heads = ["run", "verdict", *(s.removeprefix("quality/") for s in qualities), "S", "onset", "steps", "device s"]
@@ -236,12 +239,13 @@ def _figures(study: Study, runs: Sequence[Run], best: Run | None) -> str:
     if not any(run.rows for run in runs):
         return section("Curves", "", "<p>No run has recorded a step yet.</p>")
     survival = figures.survival([run for run in runs if not run.confirms])
+    quality = called(study.objective)
     parts = (
         (
-            "Dice against stability",
-            "Each run's last Dice, as recorded; hollow where S at full length is not known. The best point is the "
-            "one of the highest Dice in the feasible region. The dotted line is the Pareto front: no point has both a "
-            "higher Dice and a higher S than one on it.",
+            f"{quality.capitalize()} against stability",
+            f"Each run's last {quality}, as recorded; hollow where S at full length is not known. The best point is "
+            f"the one of the highest {quality} in the feasible region. The dotted line is the Pareto front: no point "
+            f"has both a higher {quality} and a higher S than one on it.",
             figures.dice_against_stability(runs, study, best),
         ),
         (

@@ -27,7 +27,8 @@ from equipoise.config import RunConfig
 from equipoise.config_base import Leaf
 from equipoise.monitor import Verdict
 
-ObjectiveName = Literal["translated_dice", "target_dice"]
+ObjectiveName = Literal["translated_dice", "target_dice", "composite"]
+"""What may be maximised; see `metrics.evaluate`. Of these only `target_dice` needs masks of the target."""
 Point = dict[str, Leaf]
 """Values of settings by their dotted paths."""
 When = Mapping[str, Sequence[Leaf]]
@@ -251,6 +252,11 @@ def violation(verdict: Verdict, feasible: float) -> float:
     """The stability constraint: at most 0 where S reaches `feasible`, and never for what failed or was recovered."""
     missed = feasible - (verdict.stability if verdict.stability is not None else 0.0)
     return max(missed, MISSED) if verdict.kind in (*FAILED, "recovered") else missed
+
+
+def called(objective: str) -> str:
+    """What the values of an objective are called where runs are told: Dice, or its own name."""
+    return "Dice" if objective.endswith("_dice") else objective.replace("_", " ")
 
 
 def _switch(name: str) -> str:

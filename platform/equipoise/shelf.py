@@ -154,6 +154,11 @@ def framed(image: Tensor, pixels: int) -> Tensor:
     return F.pad(image, (pixels,) * 4) if pixels else image
 
 
+def unframed(image: Tensor, pixels: int) -> Tensor:
+    """The inverse of `framed`."""
+    return F.pad(image, (-pixels,) * 4) if pixels else image
+
+
 def sent(array: np.ndarray, device: torch.device) -> Tensor:
     """An array on a device; from pinned memory, so that the caller need not wait for a card."""
     tensor = torch.from_numpy(array)

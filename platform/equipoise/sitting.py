@@ -65,6 +65,7 @@ def recorded(
             record.is_of(config)  # before anything is fetched into it
             copies.begin(config)
             record.open(config, cohort.device)
+            record.note(cohort.intake)
             yield from _Sitting(record, config, cohort, ranks, keeping, elastic, copies).all()
     else:
         yield from _Sitting(record, config, cohort, ranks, keeping, elastic, NoCopies()).all()
@@ -142,13 +143,15 @@ class _Sitting:
         return checkpoint.load(found, self.ranks.rank)
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint; the rows up to it survive a power cut before it does."""
+        """Write a checkpoint, after an evaluation weights too; the rows up to it survive a power cut before it does."""
         if self.ranks.rank == 0:
             path = self.record.folder / "signals.jsonl"
             with told(path):
                 sync(path)
         held = recovery.held(self.config, progress.step, evaluations(self.config))
         state, kept = progress.state(), self.keeping.kept
+        if self.ranks.rank == 0 and progress.looked:
+            self.record.keep(progress.step, state)
         checkpoint.save(self.checkpoints, progress.step, state, self.ranks, kept=kept, held=held)
         if progress.verdict is None:  # else the verdict goes with it
             self.copies.update()

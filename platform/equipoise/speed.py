@@ -63,8 +63,8 @@ def compiler() -> str | None:
 def arrange(speed: SpeedConfig) -> None:
     """Set what torch keeps for the whole process: whether convolutions in float32 may use tf32."""
     tf32 = speed.precision == "tf32"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
-    # Of matrix products by the older switch: after the newer one torch's own getters raise, and compile asks them.
+    # By the older switches: after the newer ones torch's own getters raise, and compile and export ask them.
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 

@@ -54,7 +54,8 @@ class Study:
     labels: Sequence[str] = ()
     """What the controls are called, in their order; by default nothing."""
     objective: ObjectiveName = "translated_dice"
-    """The Dice that is maximised."""
+    """What is maximised: a Dice, or the composite of the translated Dice and the target masks' volume. Where we speak
+    of a study's Dice, it is this."""
     feasible: float = 0.9
     """The stability S that a point must reach."""
     points: int = 32

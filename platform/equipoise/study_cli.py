@@ -24,6 +24,7 @@ from equipoise.figures import LOOKS, Run, words
 from equipoise.outcomes import NOTHING, Told
 from equipoise.page import duration
 from equipoise.report import script
+from equipoise.search import called
 from equipoise.sessions import SessionInfo, sessions
 from equipoise.status import Going, Reader, Status
 from equipoise.store_cli import Work, later
@@ -142,7 +143,7 @@ def _last_session(session: SessionInfo) -> str:
 
 
 def _going_table(now: Status) -> Told:
-    heads = ("run", "step", "steps/s", "training left", "Dice", "S", "restarts", "session")
+    heads = ("run", "step", "steps/s", "training left", called(now.study.objective), "S", "restarts", "session")
     names, alive = now.study.names(), {session.id for session in now.at_work}
     rows = tuple(
         (
@@ -164,7 +165,8 @@ def _best_line(now: Status) -> str:
     if now.best is None:
         return "best point so far: none"
     run, dice, stability = now.best
-    told = f"best point so far: {_called(run, now.study.names())}, Dice {_number(dice)}, S {_number(stability)}"
+    quality = called(now.study.objective)
+    told = f"best point so far: {_called(run, now.study.names())}, {quality} {_number(dice)}, S {_number(stability)}"
     told += "" if stability >= now.study.feasible else f" (no point reached S of {now.study.feasible:g})"
     settings = ", ".join(f"{path} {_leaf(value)}" for path, value in _settings(run, now).items())
     return f"{told}; {settings}" if settings else told

@@ -20,6 +20,7 @@ from equipoise.monitor import Verdict
 from equipoise.page import duration
 from equipoise.progress import Pace
 from equipoise.record import Record, Row
+from equipoise.search import called
 
 COLOURS = {
     "stable": "green",
@@ -88,10 +89,11 @@ class TableTracker:
 
         Args:
             console: where.
-            objective: the Dice that is shown.
+            objective: what is shown: a Dice or the composite.
             names: what runs are called beside the names of their folders, by their settings.
         """
         self._console, self._objective, self._names = console, f"quality/{objective}", names or {}
+        self._quality = called(objective)
         self._lines: dict[str, _Line] = {}
         live = console.is_terminal and not console.quiet
         self._live = Live(console=console, refresh_per_second=2, transient=False) if live else None
@@ -109,7 +111,7 @@ class TableTracker:
         line.verdict = verdict
         if self._live is None:
             dice = _number(line.quality.get(self._objective)) or "-"
-            told = f"{verdict.sentence()}; Dice {dice}; {line.seconds:.0f} s of training"
+            told = f"{verdict.sentence()}; {self._quality} {dice}; {line.seconds:.0f} s of training"
             self._console.print(f"{self._called(record.name, line)}: {told}", soft_wrap=True)
         self._refresh()
 
@@ -125,7 +127,8 @@ class TableTracker:
         """Runs, a row each: those at work and, as far as there is room, those that ended best."""
         shown, hidden = self._shown(most)
         caption = ", ".join(f"{n} {words(kind)}" for kind, n in Counter(map(_kind, hidden)).items())
-        heads = ("run", "game", "lr", "step", "steps/s", "left", "cycle t", "segm.", "AUC t", "Dice", "S", "state")
+        signals = ("cycle t", "segm.", "AUC t", self._quality, "S")
+        heads = ("run", "game", "lr", "step", "steps/s", "left", *signals, "state")
         table = Table(*heads, box=box.SIMPLE_HEAD, title="runs", caption=f"and {caption}" if caption else None)
         for name, line in shown:
             kind, rate = _kind(line), line.rate

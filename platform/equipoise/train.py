@@ -46,8 +46,8 @@ class Progress:
     step: int
     """Steps done."""
     signals: dict[str, float]
-    """Means over the block; at an evaluation also `quality/*`. Non-finite values stay what they are. Empty when a run
-    is resumed at its very end, where there is no block left to train."""
+    """Means over the block; at an evaluation also `quality/*`, `validator/*` and `probe/*`. Non-finite values stay what
+    they are. Empty when a run is resumed at its very end, where there is no block left to train."""
     seconds: float
     """Wall time of the block's steps, evaluation excluded."""
     looked: bool
@@ -286,7 +286,8 @@ def _evaluate(run: Run, cohort: Cohort) -> tuple[dict[str, float], Panels | None
         if run.average is not None:
             with run.average.shown():
                 mean = undisturbed(evaluate, run.net, cohort)
-            signals |= {name.replace("quality/", "quality/ema_"): value for name, value in mean.items()}
+            scored = {name: value for name, value in mean.items() if name.startswith("quality/")}
+            signals |= {name.replace("quality/", "quality/ema_"): value for name, value in scored.items()}
     seen = run.ranks.tell({name: value for name, value in signals.items() if name.startswith("probe/")})
     run.monitor.look(run.done, seen)
     return signals, panels

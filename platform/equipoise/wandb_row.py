@@ -7,7 +7,8 @@ gets there.
     critic/     critics' losses, AUC and gaps
     balance/    each term's share, and the gradients' norms
     divergence/ S so far, saturation, the weights' norm, and where the run began to fail
-    quality/    Dice, and what the probe says of translations
+    quality/    Dice, the composite, and what the probe says of translations
+    validator/  what target masks are worth, as far as that can be told without labels
     system/     speed, device-hours
     panels/     slices with masks over them, where they are asked for
 """

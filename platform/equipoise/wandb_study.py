@@ -27,7 +27,7 @@ def judged(record: Record, objective: str) -> dict[str, Any]:
 
     Args:
         record: with a verdict.
-        objective: the Dice by which runs are compared.
+        objective: by what runs are compared; it becomes their `dice`.
     """
     verdict, quality = record.verdict, f"quality/{objective}"
     assert verdict is not None

@@ -54,7 +54,7 @@ class WandbTracker:
             prefix: of their ids.
             mode: online or offline.
             images: whether panels are logged.
-            objective: which Dice a run is summarised by.
+            objective: which Dice, or the composite, a run is summarised by.
             gpus: of a worker; hours of GPUs are those of devices times this.
             names: what runs are called beside the names of their folders, by their settings; a run's notes.
         """

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from equipoise import balance, panels, wandb_view
 from equipoise.account import UNFINISHED
 from equipoise.config import PUBLISHED
-from equipoise.search import Range, cases
+from equipoise.search import Range, called, cases
 from equipoise.study import Study
 from equipoise.uploading import reach
 from equipoise.verdict import NAMES, Kind
@@ -47,7 +47,10 @@ IMAGES = tuple(f"panels/{row}" for row in panels.ROWS if row.startswith("x_"))
 _OBJECTIVES = {
     "translated_dice": "Dice of masks predicted on translated source slices",
     "target_dice": "Dice of masks predicted on target slices",
+    "composite": "geometric mean of the Dice on translated source slices and of how near target masks come to the "
+    "volume of source masks",
 }
+_VALIDATORS = tuple(f"validator/{name}" for name in ("entropy", "information", "nuclear", "volume"))
 _TERMS = balance.weights(PUBLISHED.at("loss.identity", 1.0))
 """All terms that can move a network."""
 _COLOURS = ("#c2272d", "#e0b400", "#17795e")
@@ -104,6 +107,8 @@ PLOTS: Mapping[str, Sequence[Plot]] = {
     "Quality": (
         Plot("Dice on translated source slices", ("quality/translated_dice",), between=_UNIT),
         Plot("Dice on target slices", ("quality/target_dice",), between=_UNIT),
+        Plot("composite: Dice on translated slices, volume on target slices", ("quality/composite",), between=_UNIT),
+        Plot("validators, which need no target labels: higher is better", _VALIDATORS, between=(-1.0, 1.0), runs=FEW),
     ),
     "System": (
         Plot("steps per second", ("system/steps_per_second",), between=(0.0, None)),
@@ -225,7 +230,7 @@ def _dice_against_s(study: Study) -> wr.ScatterPlot:
     import wandb_workspaces.reports.v2 as wr
 
     return wr.ScatterPlot(
-        title=f"Dice against S; feasible: S ≥ {study.feasible:g}; colour: steps done",
+        title=f"{called(study.objective)} against S; feasible: S ≥ {study.feasible:g}; colour: steps done",
         x=wr.SummaryMetric("stability"),
         y=wr.SummaryMetric("dice"),
         z=wr.SummaryMetric("steps"),

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from isal import isal_zlib  # inflates faster than zlib, with the same checksums
@@ -80,6 +81,11 @@ LAYOUTS = {
     ),
 }
 """By the size that a header begins with: NIfTI-1 and NIfTI-2."""
+_MATRICES = (
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+"""Where voxels lie, as nibabel names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,22 @@ def read(path: Path, component: int | None) -> tuple[np.ndarray, Geometry]:
     _refuse_short(path, seen, end)
     voxels = raw.view(header.dtype).reshape(header.geometry.size[::-1])
     return _scaled(voxels, header.slope, header.inter), header.geometry
+
+
+def write_like(path: Path, voxels: np.ndarray, out: Path) -> None:
+    """Write voxels `(z, y, x)` under the matrices, units and version of another file's header, bit for bit.
+
+    Names, notes and extensions of that header, in which scanners leave a patient's name, are not taken over.
+    """
+    import nibabel  # here, since others that read stores need no writer
+
+    old: Any = nibabel.load(path).header
+    new: Any = type(old)(endianness=old.endianness)
+    for name in ("pixdim", "xyzt_units", "qform_code", "sform_code", *_MATRICES):
+        new[name] = old[name]
+    new.set_data_dtype(voxels.dtype)
+    kind: Any = nibabel.Nifti2Image if isinstance(new, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    nibabel.save(kind(voxels.T, None, new), out)
 
 
 def _gzipped(path: Path) -> bool:

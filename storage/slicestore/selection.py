@@ -88,7 +88,7 @@ class Selection:
         rows, end = [], 0
         for entry, number, position, record in zip(self.entries, chosen, positions, records, strict=True):
             start, end = end, end + len(number)
-            inside = None if self.frame is None else _inside(record)
+            inside = None if self.frame is None else shown_box(record)
             rows.append(Rows(entry, slice(start, end), number, position[number], inside))
         return rows
 
@@ -194,7 +194,8 @@ def _layout(slices: int, size: int, labelled: bool) -> Iterator[tuple[str, type,
             yield name, kind, shape, start, end
 
 
-def _inside(record: Mapping[str, Any]) -> Box:
+def shown_box(record: Mapping[str, Any]) -> Box:
+    """Where an image lies in its slices, by the record of its preparation: the rest is frame."""
     y, x = (
         slice(max(0, shift), shift + length)
         for shift, length in zip(record["shift_yx"], record["resampled"]["size"][1::-1], strict=True)

@@ -84,7 +84,7 @@ def _thinned(mask: np.ndarray, core: tuple[slice, ...]) -> np.ndarray:
     axes = ((1, 2), (0, 2), (0, 1))
     filled = [np.flatnonzero(part.any(axis=others)) for others in axes]
     box = tuple(slice(f[0], f[-1] + 1) for f in filled)
-    thin = skeletonize(np.ascontiguousarray(part[box]))  # type: ignore[no-untyped-call]
+    thin = skeletonize(np.ascontiguousarray(part[box]))
     points = np.argwhere(thin) + [f[0] for f in filled] + low
     inside = np.all([(points[:, k] >= c.start) & (points[:, k] < c.stop) for k, c in enumerate(core)], axis=0)
     kept: np.ndarray = points[inside]

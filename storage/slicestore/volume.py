@@ -123,8 +123,14 @@ def digest(path: str | Path, component: int | None = None) -> str:
     return total.hexdigest()
 
 
-def write(volume: Volume, path: str | Path) -> None:
+def write(volume: Volume, path: str | Path, *, like: Path | None = None) -> None:
     """Write a volume whole or not at all (temporary file, then rename).
+
+    Args:
+        volume: what is written.
+        path: where, in the format that its suffix names.
+        like: a file on whose grid the volume lies; where both are NIfTI the bits that say where voxels lie are copied,
+            which a new header would round anew (NIfTI-1 has 32 bits for a number). Nothing else of it is.
 
     Raises:
         InputError: the suffix names no format of `SUFFIXES`, or `.mhd`, which is two files and cannot appear at once.
@@ -141,7 +147,10 @@ def write(volume: Volume, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name[: -len(suffix)]}.partial{suffix}")
     try:
-        sitk.WriteImage(volume.to_image(), str(partial), useCompression=suffix != ".nii")
+        if like is not None and _is_nifti(path) and not like.is_dir() and _is_nifti(like):
+            nifti.write_like(like, volume.voxels, partial)
+        else:
+            sitk.WriteImage(volume.to_image(), str(partial), useCompression=suffix != ".nii")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import torch
 from engine_bench import engine
 from ingest_bench import ingest_memory
 from monitor_bench import monitor
+from predict_bench import predict
 from preprocess_bench import preprocess
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,7 @@ from vessels_bench import vessels
 
 FAMILIES = {
     family.__name__: family
-    for family in (storage, preprocess, vessels, ingest_memory, step, stabilisers, monitor, run, engine)
+    for family in (storage, preprocess, vessels, ingest_memory, step, stabilisers, monitor, run, predict, engine)
 }
 
 

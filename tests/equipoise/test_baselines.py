@@ -6,14 +6,17 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from equipoise.baselines import (
+    Curve,
     Look,
     cyclegan,
     cyclegan_then_segment,
+    matched,
     segment,
     segment_translated,
     sifa,
@@ -61,7 +64,7 @@ def with_inverted_source_masks(cohort: Cohort) -> Cohort:
     return changed
 
 
-@pytest.mark.parametrize("method", [source_only, cyclegan_then_segment, sifa])
+@pytest.mark.parametrize("method", [source_only, matched, cyclegan_then_segment, sifa])
 def test_target_masks_change_nothing_but_what_is_measured(
     method: Method, store: Store, unlabelled: Store, brief: RunConfig
 ) -> None:
@@ -71,7 +74,7 @@ def test_target_masks_change_nothing_but_what_is_measured(
     assert "quality/target_dice" not in blind.quality
 
 
-@pytest.mark.parametrize("method", [source_only, cyclegan_then_segment])
+@pytest.mark.parametrize("method", [source_only, matched, cyclegan_then_segment])
 def test_source_masks_teach_the_methods_that_have_no_others(method: Method, cohort: Cohort, brief: RunConfig) -> None:
     poisoned = with_inverted_source_masks(cohort)
     one, other = (last(method(brief, c)).state() for c in (cohort, poisoned))
@@ -163,3 +166,32 @@ def test_panels_hold_no_image_of_a_network_that_was_not_trained(cohort: Cohort, 
 def test_several_workers_are_refused(cohort: Cohort, brief: RunConfig) -> None:
     with pytest.raises(ValueError, match="workers = 2: must be 1"):
         next(source_only(brief.at("workers", 2), cohort))
+
+
+# --- grey values ------------------------------------------------------------------------------------------------------
+
+
+def test_the_curve_of_grey_values_rises_in_air_and_falls_in_tissue_with_the_target_s_histogram() -> None:
+    draw = np.random.default_rng(0)
+    air, tissue = draw.normal(-0.9, 0.01, 6000), draw.uniform(-0.2, 0.8, 4000)
+    source = torch.from_numpy(np.concatenate([air, tissue]).reshape(4, 1, 50, 50)).float()
+    other = np.concatenate([draw.normal(-0.95, 0.02, 5000), draw.beta(2, 5, 5000) * 0.5 + 0.3])
+    target = torch.from_numpy(other.reshape(4, 1, 50, 50)).float()
+    curve = Curve.between(source, target)
+    made = curve(source)
+    assert made.shape == source.shape
+    dark, bright = torch.tensor([-0.91, -0.89]), torch.tensor([-0.1, 0.1, 0.5, 0.7])
+    assert (curve(dark).diff() > 0).all()
+    assert (curve(bright).diff() < 0).all()
+    levels = np.linspace(0.05, 0.95, 10)
+    np.testing.assert_allclose(
+        np.quantile(made[source > -0.5], levels), np.quantile(target[target > -0.5], levels), atol=0.01
+    )
+    np.testing.assert_allclose(
+        np.quantile(made[source < -0.5], levels), np.quantile(target[target < -0.5], levels), atol=0.005
+    )
+
+
+def test_values_beyond_the_training_images_become_the_curve_s_ends() -> None:
+    curve = Curve(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([5.0, 7.0, 3.0]))
+    assert curve(torch.tensor([-9.0, 0.0, 0.5, 1.0, 1.75, 2.0, 9.0])).tolist() == [5, 5, 6, 7, 4, 3, 3]

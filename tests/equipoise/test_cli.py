@@ -268,7 +268,8 @@ def test_an_error_of_the_program_keeps_its_traceback(typed: Typed, monkeypatch: 
 def test_what_is_no_command_is_answered_with_the_commands(typed: Typed, words: tuple[str, ...]) -> None:
     done = typed(*words)
     assert done.returncode == 2
-    assert "prepare, store, phantom, train, study, report, dashboard, sync, workspace, diagnose, doctor" in told(done)
+    names = "prepare, store, phantom, train, study, report, dashboard, sync, workspace, diagnose, predict, translate"
+    assert f"{names}, evaluate, export, doctor" in told(done)
 
 
 def test_prepare_wants_a_table_or_both_domains(typed: Typed, tmp_path: Path) -> None:

@@ -150,6 +150,16 @@ def test_a_block_that_was_not_finite_is_found_in_a_run_of_ours(tmp_path: Path) -
     assert (found.verdict.kind, found.verdict.onset) == ("diverged", 705), "a record knows blocks of 5 steps"
 
 
+def test_what_masks_are_worth_is_never_judged_finite_or_not(tmp_path: Path) -> None:
+    live = trained(tmp_path / "run", signals())
+    record = Record(tmp_path / "run")
+    worth = {"quality/composite": math.nan, "validator/entropy": math.nan}
+    record.add(Progress(STEPS, worth, 0.1, True, None, 1.0, None, lambda: State({}, {})))
+    (found,) = diagnoses(tmp_path / "run").runs
+    assert found.verdict == live
+    assert not set(found.seen) & set(worth)
+
+
 def test_critics_whose_schedule_is_not_recorded_are_not_judged(tmp_path: Path) -> None:
     config = CONFIG.having({"loss.adv_p_from_epoch": 5, "loss.adv_p_full_epoch": 7})
     said = {**signals(), "auc/p": np.full(STEPS, 1.0)}

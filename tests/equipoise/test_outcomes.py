@@ -235,6 +235,11 @@ def test_only_the_dice_that_some_run_has_are_told_and_in_one_order() -> None:
     assert outcomes.measured([outcome(lived()), outcome(lived(), rows)]) == ["target_dice", "ema_target_dice"]
 
 
+def test_a_composite_is_told_behind_the_dice() -> None:
+    rows = [{"step": 1.0, "quality/composite": 0.5, "quality/target_dice": 0.5, "quality/ema_composite": 0.5}]
+    assert outcomes.measured([outcome(lived(), rows)]) == ["target_dice", "composite", "ema_composite"]
+
+
 def test_a_table_has_a_row_a_cell_and_is_written_as_it_is_shown(tmp_path: Path) -> None:
     found = [outcome(exploded(100, 130)), outcome(exploded(120, 160)), outcome(lived(), condition="d")]
     columns = (outcomes.CONDITION, outcomes.LR, outcomes.VERDICTS, outcomes.ONSETS, outcomes.WORST, outcomes.SPARED)

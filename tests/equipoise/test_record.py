@@ -204,8 +204,8 @@ class TestRecorded:
             assert row.items() >= p.signals.items()
         assert [p.name for p in undisturbed.pictures()] == ["step-000004.png", "step-000008.png"]
         assert sorted(p.name for p in undisturbed.folder.iterdir() if not p.name.startswith(".")) == [
-            "attempts.jsonl", "changes.diff", "checkpoints", "config.json", "environment.json", "panels",
-            "signals.jsonl", "verdict.json",
+            "attempts.jsonl", "changes.diff", "checkpoints", "config.json", "environment.json", "intake.json",
+            "panels", "signals.jsonl", "verdict.json", "weights",
         ]  # fmt: skip
 
     @pytest.mark.parametrize("stop", [1, 4, 6])
@@ -260,7 +260,7 @@ class TestRecorded:
         shutil.rmtree(newest)
         assert [p.step for p in recorded(tmp_path, config, cohort)] == [5, 6, 7, 8]
         for mine, other in zip(untimed(Record(tmp_path)), untimed(undisturbed), strict=True):
-            looks = ("quality/", "probe/")
+            looks = ("quality/", "validator/", "probe/")
             assert {k: v for k, v in mine.items() if not k.startswith(looks)} == {
                 k: v for k, v in other.items() if not k.startswith(looks)
             }

@@ -498,3 +498,128 @@ def test_a_study_of_500_runs_has_a_report_of_less_than_20_megabytes_in_which_all
     text = page.read_text()
     assert all(f'data-run="{record.name}"' in text for record in folder.records())
     assert 'class="wide tall"' in text
+
+
+# --- selection --------------------------------------------------------------------------------------------------------
+
+
+def scored(folder: StudyFolder, name: str, lr: float, **scores: Sequence[float]) -> None:
+    """A stable run with these scores at its evaluations."""
+    run = Record(folder.runs / name)
+    run.open(STUDY.run.at("optim.lr", lr), torch.device("cpu"))
+    for number in range(4):
+        signals = {name.replace("__", "/"): several[number] for name, several in scores.items()}
+        step = 100 * (number + 1)
+        run.add(Progress(step, signals, 0.5, True, None, 1.0, None, lambda: pytest.fail("nobody needs the state")))
+    run.close(Verdict("stable", 400, 400, 1.0))
+
+
+def two_scored(tmp_path: Path, study: Study = STUDY) -> StudyFolder:
+    """The first run is best by its last translated Dice, the second on target images."""
+    made = StudyFolder.create(tmp_path / "scored", study, COMMAND, {})
+    one = {"quality__translated_dice": (0.5, 0.6, 0.7, 0.8), "quality__target_dice": (0.2, 0.3, 0.4, 0.35)}
+    other = {"quality__translated_dice": (0.1, 0.2, 0.3, 0.4), "quality__target_dice": (0.5, 0.7, 0.6, 0.5)}
+    scored(made, "000-aaaa", 1e-4, **one, validator__entropy=(-0.4, -0.3, -0.2, -0.3))
+    scored(made, "001-bbbb", 2e-4, **other, validator__entropy=(-0.3, -0.1, -0.2, -0.3))
+    return made
+
+
+def selection_of(page: str) -> str:
+    """The section, from its heading to the next."""
+    return page[page.index("<h2>Selection</h2>") :].split("<section>")[0]
+
+
+def table_rows(part: str, number: int) -> dict[str, list[str]]:
+    """Cells of a table by the names of its lines, as plain text."""
+    table = part.split("<table")[number + 1]
+    lines = re.findall('<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)
+    return {
+        name: [re.sub("<[^>]+>", "", cell) for cell in re.findall("<td>(.*?)</td>", cells)] for name, cells in lines
+    }
+
+
+def test_protocols_of_selection_are_told_side_by_side_with_their_regret(tmp_path: Path) -> None:
+    part = selection_of(write_report(two_scored(tmp_path)).read_text())
+    assert table_rows(part, 0) == {
+        "last step of the best point": ["000-aaaa", "400", "0.350", "0.350", "0.425 ± 0.106 (2 runs)"],
+        "source validation: translated Dice": ["000-aaaa", "400", "0.350", "0.350", "0.425 ± 0.106 (2 runs)"],
+        "label-free: entropy": ["001-bbbb", "200", "0.700", "0.000", "0.550 ± 0.212 (2 runs)"],
+        "oracle: target Dice, not available without target masks": [
+            "001-bbbb", "200", "0.700", "0.000", "0.550 ± 0.212 (2 runs)",
+        ],
+    }  # fmt: skip
+    assert "test Dice" not in part
+    assert "The oracle uses target masks, which a user may not have" in part
+
+
+def test_how_scores_rank_target_dice_is_told_with_the_number_of_pairs_or_why_not(tmp_path: Path) -> None:
+    ranks = table_rows(selection_of(write_report(two_scored(tmp_path)).read_text()), 1)
+    # ranks of the Dice 1 2 4 3 5.5 8 7 5.5, of the entropy 1 3.5 6.5 3.5 3.5 8 6.5 3.5: 30.5 / sqrt(41.5 * 36.5)
+    assert ranks["label-free: entropy"] == ["not told: fewer than 3", "2", "0.784", "8"]
+    assert ranks["label-free: nuclear norm"] == ["not told: fewer than 3", "0", "not told: fewer than 3", "0"]
+    assert len(ranks) == 6
+
+
+def test_without_target_masks_the_choices_are_told_alone(page: str) -> None:
+    part = selection_of(page)
+    assert table_rows(part, 0) == {
+        "last step of the best point": ["000-aaaa", "400"],
+        "source validation: translated Dice": ["000-aaaa", "400"],
+    }
+    assert part.count("<table") == 1
+    assert "No target masks are known to validate on." in part
+
+
+def test_a_study_that_maximises_target_dice_says_that_its_best_point_was_chosen_by_masks(tmp_path: Path) -> None:
+    part = selection_of(
+        write_report(two_scored(tmp_path, dataclasses.replace(STUDY, objective="target_dice"))).read_text()
+    )
+    assert table_rows(part, 0)["last step of the best point"][:2] == ["001-bbbb", "400"]
+    assert "The best point of this study was chosen by target Dice too." in part
+
+
+def test_test_scores_stand_beside_what_they_were_measured_of_and_the_test_s_use_is_counted(tmp_path: Path) -> None:
+    made = two_scored(tmp_path)
+    about = {"protocols": ["last", "source"], "run": "000-aaaa", "step": 400, "dice": 0.3141, "subjects": 3}
+    bare = {"protocols": ["oracle"], "run": "001-bbbb", "step": 400, "dice": 0.9, "interval": None, "subjects": 1}
+    other = bare | {"step": 200, "dice": 0.6}
+    tested = {"touches": 2, "rows": [about | {"interval": [0.25, 0.375]}, bare, other]}
+    (made.folder / "test.json").write_text(json.dumps(tested))
+    part = selection_of(write_report(made).read_text())
+    last = {name: cells[-1] for name, cells in table_rows(part, 0).items()}
+    assert last == {
+        "last step of the best point": "0.314 [0.250, 0.375] (3 subjects)",
+        "source validation: translated Dice": "0.314 [0.250, 0.375] (3 subjects)",
+        "label-free: entropy": "0.600 (1 subject)",
+        "oracle: target Dice, not available without target masks": "0.600 (1 subject)",
+    }
+    assert "0.900" not in part, "nothing was chosen at that step"
+    assert "The test subjects were used 2 times." in part
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"touches": 1}', '{"touches": 1, "rows": [{"run": "a"}]}'])
+def test_test_scores_that_cannot_be_read_are_refused(tmp_path: Path, text: str) -> None:
+    made = two_scored(tmp_path)
+    (made.folder / "test.json").write_text(text)
+    with pytest.raises(InputError, match="no readable test scores"):
+        write_report(made)
+
+
+def test_a_study_without_evaluations_has_no_selection(tmp_path: Path) -> None:
+    made = StudyFolder.create(tmp_path / "empty", STUDY, "", {})
+    record(made, "000-aaaa", STUDY.run, 60, 0.1, None)
+    assert "<h2>Selection</h2>" not in write_report(made).read_text()
+
+
+def test_of_a_study_of_the_composite_that_is_told_and_not_called_dice(tmp_path: Path) -> None:
+    made = StudyFolder.create(tmp_path / "scored", dataclasses.replace(STUDY, objective="composite"), COMMAND, {})
+    dice = {"quality__translated_dice": (0.9,) * 4}
+    scored(made, "000-aaaa", 1e-4, **dice, quality__composite=(0.1, 0.2, 0.3, 0.4))
+    scored(made, "001-bbbb", 2e-4, **dice, quality__composite=(0.1, 0.2, 0.3, 0.5))
+    page = page_of(made)
+    assert "Best point: <b>001-bbbb</b>, composite 0.500, S 1.000." in page
+    assert "<h2>Composite against stability</h2>" in page
+    assert "<h2>Dice against stability</h2>" not in page
+    heads = re.search("<thead>(.*?)</thead>", page)
+    assert heads
+    assert re.findall("<button>([^<]+)</button>", heads[1])[2:4] == ["composite", "translated dice"]

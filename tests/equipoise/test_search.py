@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -19,9 +19,11 @@ from equipoise.search import (
     Choice,
     Dimension,
     Fixed,
+    ObjectiveName,
     Point,
     Range,
     Space,
+    called,
     check,
     coordinates,
     draw,
@@ -414,6 +416,11 @@ class TestCoordinates:
         kept = coordinates({"net.skip": False, "seed": 1, "optim.clip": 1}, space, RunConfig())
         assert kept is not None
         assert [(v, type(v)) for v in kept.values()] == [(False, bool), (1, int), (1.0, float)]
+
+
+@pytest.mark.parametrize("objective", get_args(ObjectiveName))
+def test_every_objective_is_called_dice_or_by_its_name(objective: str) -> None:
+    assert called(objective) == {"composite": "composite"}.get(objective, "Dice")
 
 
 def test_a_space_survives_json_with_its_order_and_conditions() -> None:

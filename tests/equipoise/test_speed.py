@@ -142,9 +142,9 @@ def test_on_a_card_losses_stay_within_the_stated_tolerance(
 
 def test_float32_means_float32_though_torch_lets_convolutions_on_cards_use_tf32() -> None:
     speed.arrange(CONFIG.speed.at("precision", "tf32"))
-    assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    assert torch.backends.cudnn.allow_tf32
     speed.arrange(CONFIG.speed)
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "highest"
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from equipoise.config import RunConfig
 from equipoise.record import Record
-from equipoise.search import Choice, Fixed, Range
+from equipoise.search import Choice, Fixed, ObjectiveName, Range
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 
@@ -57,6 +57,11 @@ class TestDeclaration:
         again = Study.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False)))
         assert again == made
         assert list(again.space) == list(space)
+
+    @pytest.mark.parametrize("objective", get_args(ObjectiveName))
+    def test_it_survives_json_with_any_objective(self, objective: ObjectiveName) -> None:
+        again = Study.from_dict(json.loads(json.dumps(study(objective=objective).to_dict())))
+        assert again.objective == objective
 
     def test_its_defaults_survive_json_too(self) -> None:
         plain = Study(name="a", question="b", run=RunConfig(), space={"optim.lr": Range(1e-4, 1e-2)})
@@ -203,6 +208,7 @@ class TestAgree:
             ({"points": 4}, ("5", "4")),
             ({"feasible": 0.5}, ("0.8", "0.5")),
             ({"objective": "translated_dice"}, ("target_dice", "translated_dice")),
+            ({"objective": "composite"}, ("target_dice", "composite")),
             ({"run": RunConfig(steps=200)}, ("100", "200")),
             ({"first": ({"optim.lr": 2e-3}, study().first[1])}, ("0.001", "0.002")),
             ({"labels": ("tenfold", "ns")}, ("other game", "ns")),

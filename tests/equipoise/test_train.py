@@ -26,7 +26,8 @@ from slicestore.store import Store
 
 CPU = torch.device("cpu")
 QUALITY = {f"quality/{mean}{domain}_dice" for mean in ("", "ema_") for domain in ("translated", "target")}
-LOOKS = ("quality/", "probe/")
+VALIDATORS = {f"validator/{name}" for name in ("entropy", "information", "nuclear", "volume")}
+LOOKS = ("quality/", "validator/", "probe/")
 
 
 def stopped(config: RunConfig, cohort: Cohort, step: int) -> State:
@@ -149,6 +150,14 @@ class TestEvaluations:
         for p in straight:
             assert (p.panels is not None) == p.looked
             assert (p.signals.keys() >= QUALITY) == p.looked
+
+    def test_they_bring_what_needs_no_target_label_and_of_averaged_weights_the_composite_alone(
+        self, straight: list[Progress]
+    ) -> None:
+        composites = {"quality/composite", "quality/ema_composite"}
+        for p in straight:
+            assert {name for name in p.signals if "composite" in name} == (composites if p.looked else set())
+            assert {name for name in p.signals if "validator" in name} == (VALIDATORS if p.looked else set())
 
     def test_the_last_progress_and_no_other_carries_the_verdict(self, straight: list[Progress]) -> None:
         assert [p.verdict is not None for p in straight] == [False] * 7 + [True]

@@ -185,7 +185,7 @@ def test_an_onset_is_a_point_on_the_curve_that_tells_it_best(record: Record, tmp
 
 
 def test_names_make_w_and_b_s_sections() -> None:
-    sections = {"loss", "critic", "balance", "divergence", "quality", "system"}
+    sections = {"loss", "critic", "balance", "divergence", "quality", "validator", "system"}
     assert set(SECTIONS.values()) < sections
     told = {named(signal) for signal in ("auc/t", "loss/cycle_t", "saturation/st", "probe/foreground", "time/block")}
     assert told == {
@@ -198,7 +198,7 @@ def test_every_signal_of_a_real_run_has_a_section(cohort: Cohort, tiny: RunConfi
     run = tiny.having({"steps": 2, "balance.every": 1})
     signals = {name for progress in fit(run, cohort) for name in progress.signals}
     sections = {named(signal).partition("/")[0] for signal in signals}
-    assert sections == {"loss", "critic", "balance", "divergence", "quality"}
+    assert sections == {"loss", "critic", "balance", "divergence", "quality", "validator"}
 
 
 def test_a_run_tells_its_speed_and_what_it_cost_and_saved(record: Record, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ LINES = {
     "Critics": ["critic/auc_t", "critic/auc_s", "critic/auc_p", "critic/auc_p_low", "critic/gap_t", "critic/gap_s"],
     "Balance": ["balance/generator", "balance/decoder", "balance/encoder", "balance/generator_cycle_t"],
     "Divergence": ["divergence/stability", "divergence/saturation_st", "divergence/saturation_ts"],
-    "Quality": ["quality/translated_dice", "quality/target_dice"],
+    "Quality": ["quality/translated_dice", "quality/target_dice", "quality/composite", "validator/entropy"],
     "System": ["system/steps_per_second", "system/device_hours"],
 }
 IMAGES = [f"panels/{name}" for name in ("x_s", "x_st", "x_sts", "x_t", "x_ts", "x_tst")]

@@ -196,16 +196,24 @@ def _bound(study: Study, store: Store) -> Study:
     """The study on this very store.
 
     Raises:
-        InputError: the store has no masks by which the study's objective could be measured, is damaged, or holds fewer
-            training slices than a batch.
+        InputError: the store has no masks, or no target slices, by which the study's objective could be measured, is
+            damaged, or holds fewer training slices than a batch.
     """
-    domain: Domain = "source" if study.objective == "translated_dice" else "target"
+    domain: Domain = "target" if study.objective == "target_dice" else "source"
+    rule = f"a study maximises {study.objective}"
     if not any(entry.labelled for entry in store.select(domain, "val")):
         raise InputError(
             store.path,
             found=f"no labelled {domain} subject to validate on",
-            rule=f"a study maximises {study.objective}",
+            rule=rule,
             remedy=f"prepare a store of at least two labelled {domain} subjects",
+        )
+    if study.objective == "composite" and not store.select("target", "val"):
+        raise InputError(
+            store.path,
+            found="no target subject to validate on",
+            rule=rule,
+            remedy="prepare a store of at least two target subjects; they need no masks",
         )
     run = study.run.at("data.cohort", store.fingerprint).at("net.classes", store.classes)
     Cohort(store, run, torch.device("cpu"))  # read once here, so that what is wrong with it is told before any run

@@ -16,6 +16,7 @@ from equipoise.keeping import Keeping
 from equipoise.launch import samplers
 from equipoise.launch.journal import database
 from equipoise.launch.ray_train import check_elastic
+from equipoise.search import ObjectiveName
 from equipoise.seeds import OverSeeds
 from equipoise.study import PrunerName, Study, StudyFolder
 from equipoise.wandb_run import WandbMode
@@ -56,6 +57,10 @@ class Options:
     demand, together with --gpus-per-worker."""
     address: str | None = None
     """Ray cluster to use ("auto" on a machine of it). Without one, Ray starts here, on loopback."""
+    objective: ObjectiveName | None = None
+    """What is maximised: translated_dice, of masks predicted on translated source slices; target_dice, which needs
+    masks of target subjects to validate on; or composite: translated_dice and how near predicted target masks come to
+    the volume of source masks, without target masks. By default what the study declares."""
     seeds: int | None = None
     """Runs of a point, which differ in their seed; a point's S is that of its worst, its Dice their mean."""
     over_seeds: OverSeeds | None = None
@@ -110,7 +115,7 @@ def declared(declare: Declare, options: Options) -> Study:
     Raises:
         InputError: one of its runs cannot be.
     """
-    searched = ("seeds", "over_seeds", "sampler", "pruner")
+    searched = ("objective", "seeds", "over_seeds", "sampler", "pruner")
     given = {name: value for name in searched if (value := getattr(options, name)) is not None}
     try:
         study = declare(options)

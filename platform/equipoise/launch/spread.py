@@ -23,16 +23,17 @@ AHEAD = 2
 """Tasks handed out for each core, so that none waits for the next; more would only sit in memory."""
 
 
-def ray_tasks(work: Callable[[T], R], items: Sequence[T], /) -> Generator[R, None, None]:
+def ray_tasks(work: Callable[[T], R], items: Sequence[T], /, gpus: float = 0.0) -> Generator[R, None, None]:
     """Do the work in Ray tasks of one core and thread each on the cluster that is joined: a `slicestore.spread.Spread`.
 
-    What the items name, such as paths, must mean the same on every node.
+    What the items name, such as paths, must mean the same on every node. `gpus` is what each task gets of a card.
 
     Raises:
         InputError: a piece's own, as it was raised; a piece whose process died `RETRIES` times more, with its item.
     """
     task = ray.remote(
         num_cpus=1,
+        num_gpus=gpus,
         max_retries=RETRIES,
         retry_exceptions=False,
         scheduling_strategy="SPREAD",

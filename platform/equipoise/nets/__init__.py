@@ -16,11 +16,12 @@ from equipoise.nets.critic import Critic
 from equipoise.nets.decoder import Decoder
 from equipoise.nets.encoder import Encoder, Features
 from equipoise.nets.generator import Generator
+from equipoise.nets.inference import Inference, encoder, segmenter
 from equipoise.nets.layers import compile_tails, initialise_glorot
 from equipoise.nets.norms import BatchNorm, Domain, hold_spectrally
 from equipoise.nets.segmenter import Segmenter
 
-__all__ = ["Critic", "Decoder", "Domain", "Encoder", "Features", "Generator", "Segmenter", "Sifa"]
+__all__ = ["Critic", "Decoder", "Domain", "Encoder", "Features", "Generator", "Inference", "Segmenter", "Sifa"]
 
 
 class Sifa(nn.Module):
@@ -46,17 +47,10 @@ class Sifa(nn.Module):
         """Draw initial weights from torch's global generator."""
         super().__init__()
         classes, channels, width = config.classes, config.channels, config.width
-        norm, stride = config.image_norm, config.head_stride
+        norm = config.image_norm
         self.batch_norm_over = config.batch_norm_over
         self.generator = Generator(channels=channels, width=width, skip=config.skip, norm=norm)
-        self.encoder = Encoder(
-            channels=channels,
-            width=width,
-            norm=config.encoder_norm,
-            statistics=config.batch_statistics,
-            dropout=config.encoder_dropout,
-            head_stride=stride,
-        )
+        self.encoder = encoder(config)
         self.decoder = Decoder(
             width=width,
             skip=config.skip,
@@ -64,7 +58,7 @@ class Sifa(nn.Module):
             dropout=config.decoder_dropout,
             dropout_always=config.decoder_dropout_always,
         )
-        self.segmenter = Segmenter(classes=classes, width=width, head_stride=stride)
+        self.segmenter = segmenter(config)
         self.segmenter_low = Segmenter(classes=classes, width=width, tap="low") if config.low else None
         critic = partial(
             Critic,

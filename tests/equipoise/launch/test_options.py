@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import pytest
 from equipoise.config import PUBLISHED
 from equipoise.config_base import Leaf
 from equipoise.heads import synthetic_store
-from equipoise.launch.conduct import conduct, mistakes_told
+from equipoise.launch.conduct import _bound, conduct, mistakes_told
 from equipoise.launch.options import Options, declared, resumed, saved
-from equipoise.search import Choice, Range, Space
+from equipoise.search import Choice, ObjectiveName, Range, Space
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 from slicestore.store import Store
@@ -129,6 +129,43 @@ def test_a_study_is_as_its_script_declares_it_but_for_what_the_command_line_says
     assert (other.seeds, other.over_seeds, other.sampler, other.pruner, other.pareto) == (
         3, "q20", "QMCSampler", "median", True,
     )  # fmt: skip
+    assert declared(declare, Options(objective="composite")) == dataclasses.replace(plain, objective="composite")
+
+
+def test_a_resumed_study_keeps_the_objective_that_it_was_told(tmp_path: Path) -> None:
+    started = Options(results=tmp_path, objective="composite")
+    made = StudyFolder.create(tmp_path / "own", declared(declare, started), "", saved(started))
+    folder, options = resumed(declare, Options(results=tmp_path, resume=True))
+    assert folder is not None
+    folder.agree(declared(declare, options))
+    assert made.study.objective == options.objective == "composite"
+
+
+@pytest.mark.parametrize(
+    ("objective", "lacking"),
+    [("translated_dice", "source"), ("target_dice", "target"), ("composite", "source"), ("composite", "target")],
+)
+def test_an_objective_that_the_store_has_no_subjects_for_is_refused(
+    objective: ObjectiveName, lacking: str, store: Path
+) -> None:
+    study, whole = declared(declare, Options(objective=objective)), Store.open(store)
+    entries = tuple(entry for entry in whole.entries if (entry.domain, entry.split) != (lacking, "val"))
+    bare = dataclasses.replace(whole, entries=entries)
+    with pytest.raises(InputError, match=f"{lacking} subject to validate on; a study maximises {objective}"):
+        _bound(study, bare)
+
+
+def test_the_composite_needs_target_subjects_without_masks_and_the_target_dice_needs_their_masks(
+    tmp_path: Path, make_store: Callable[..., Store]
+) -> None:
+    blind = make_store(tmp_path, target_labels=False)
+    plain = declare(Options())
+    small = dataclasses.replace(plain, run=plain.run.at("batch", 2))
+    for objective in ("translated_dice", "composite"):
+        asked = dataclasses.replace(small, objective=objective)
+        assert _bound(asked, blind).run.data.cohort == blind.fingerprint
+    with pytest.raises(InputError, match="no labelled target subject to validate on"):
+        _bound(dataclasses.replace(small, objective="target_dice"), blind)
 
 
 def test_a_study_that_is_resumed_with_another_space_is_refused_and_left_as_it_was(tmp_path: Path) -> None:

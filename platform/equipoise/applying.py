@@ -1,0 +1,229 @@
+"""Many raw volumes, one after another here or over machines: which files are meant, and where each result goes.
+
+Knows names of files, and that one bad volume must not cost the others; must not know what is done to a volume, nor Ray.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from equipoise.config import RunConfig
+from equipoise.intake import Intake
+from equipoise.model import Choice, Model, load, translators
+from equipoise.nets import Sifa
+from equipoise.predict import Manner, predict
+from equipoise.translate import translate
+from slicestore.dicom import holds_dicom
+from slicestore.errors import InputError
+from slicestore.inputs import BRAIN, inputs_from_folder
+from slicestore.store import Domain
+from slicestore.volume import SUFFIXES, Volume, inspect, read, write
+
+Suffix = Literal[".nii.gz", ".nii", ".mha", ".nrrd"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One volume to do."""
+
+    image: Path
+    stem: Path
+    """Where results go, without what their names end in."""
+    brain: Path | None
+    component: int | None
+
+    def __str__(self) -> str:
+        return str(self.image)
+
+    def named(self, kind: str, suffix: Suffix) -> Path:
+        """Where a result of a kind goes."""
+        return self.stem.with_name(f"{self.stem.name}_{kind}{suffix}")
+
+    def read(self) -> tuple[Volume, Volume | None]:
+        """The volume, and its brain mask, if there is one.
+
+        Raises:
+            InputError: a file is damaged.
+        """
+        return read(self.image, self.component), read(self.brain) if self.brain else None
+
+    def write(self, files: Sequence[Path], volumes: Sequence[Volume], warnings: Sequence[str]) -> Done:
+        """Write results on the volume's grid."""
+        for volume, file in zip(volumes, files, strict=True):
+            write(volume, file, like=self.image)
+        return Done(self, tuple(files), tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a volume."""
+
+    task: Task
+    files: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: str = ""
+    """Why there are no files; empty where there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmenting:
+    """Masks: `STEM_mask`, and with `probability` a file for each structure too."""
+
+    model: Path
+    choice: Choice
+    manner: Manner
+    probability: bool = False
+    suffix: Suffix = ".nii.gz"
+    device: Device = "auto"
+
+    def files(self, task: Task, classes: int) -> list[Path]:
+        """Where a volume's results go."""
+        several = [""] if classes == 2 else [f"_{k}" for k in range(1, classes)]
+        kinds = ["mask", *(f"probability{number}" for number in several if self.probability)]
+        return [task.named(kind, self.suffix) for kind in kinds]
+
+    def __call__(self, task: Task) -> Done:
+        """Segment one volume; what is wrong with it is told, and never raised."""
+        try:
+            model = _model(self.model, self.choice, self.device)
+            volume, brain = task.read()
+            found, odd = predict(model, volume, brain=brain, manner=self.manner, where=task.image)
+            files = self.files(task, model.intake.classes)
+            return task.write(files, [found.label, *found.probabilities][: len(files)], odd)
+        except InputError as error:
+            return Done(task, error=str(error))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translating:
+    """Images in the other modality: `STEM_translated`."""
+
+    run: Path
+    choice: Choice
+    of: Domain
+    batch: int = 8
+    suffix: Suffix = ".nii.gz"
+    device: Device = "auto"
+
+    def files(self, task: Task, _classes: int) -> list[Path]:
+        """Where a volume's results go."""
+        return [task.named("translated", self.suffix)]
+
+    def __call__(self, task: Task) -> Done:
+        """Translate one volume; what is wrong with it is told, and never raised."""
+        try:
+            net, intake, _ = _translators(self.run, self.choice, self.device)
+            volume, brain = task.read()
+            made, odd = translate(net, intake, volume, of=self.of, brain=brain, batch=self.batch, where=task.image)
+            return task.write(self.files(task, intake.classes), [made], odd)
+        except InputError as error:
+            return Done(task, error=str(error))
+
+
+def tasks(
+    volumes: Sequence[Path],
+    out: Path,
+    *,
+    brain: str | None = None,
+    component: int | None = None,
+    tell: Callable[[str], None] = lambda said: None,
+) -> list[Task]:
+    """Find the volumes that are meant, and check that each can be read as far as its header goes.
+
+    Args:
+        volumes: files of images, folders of DICOM files, or folders of either. In a folder what continues another
+            file's name by an underscore is taken for a mask of it, and left aside.
+        out: folder of the results.
+        brain: what a brain mask's file name adds to its image's; "brain_mask" by default.
+        component: which of several volumes in a file or folder, from 0.
+        tell: is told what was left aside.
+
+    Raises:
+        InputError: nothing there, two volumes of one name, or what `volume.inspect` refuses.
+    """
+    if not volumes:
+        raise InputError("volumes", found="none", rule="volumes are named behind the model", remedy="name some")
+    found: list[Task] = []
+    for path in volumes:
+        found += _tasks(path.absolute(), out.absolute(), brain or BRAIN, component, tell)
+    names = Counter(task.stem for task in found)
+    for task in found:
+        if names[task.stem] > 1:
+            raise InputError(
+                task.image,
+                found=f"{names[task.stem]} volumes called {task.stem.name!r}",
+                rule="results are named like their volumes, in one folder",
+                remedy="give them in several calls, each with a folder of its own",
+            )
+        inspect(task.image, task.component)
+    return found
+
+
+def free(files: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse results that would take the place of files, before anything is done.
+
+    Raises:
+        InputError: a file is there, and may not be replaced.
+    """
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise InputError(
+            there[0],
+            found="a file that is there" + (f", and {len(there) - 1} more" if len(there) > 1 else ""),
+            rule="a result takes no file's place unasked: it might be somebody's own mask",
+            remedy="give another folder, or --overwrite",
+        )
+
+
+def device_of(name: Device) -> torch.device:
+    """The device that is asked for.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", found="cuda", rule="a CUDA device is here", remedy="leave --device out")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _tasks(path: Path, out: Path, brain: str, component: int | None, tell: Callable[[str], None]) -> Iterator[Task]:
+    if path.is_dir() and not holds_dicom(path):
+        inputs = inputs_from_folder(path, "target", brain=brain, component=component)
+        stems = {_stem(one.image) for one in inputs}
+        aside = [one.image for one in inputs if any(_stem(one.image).startswith(f"{stem}_") for stem in stems)]
+        if aside:
+            tell(f"left aside as masks: {len(aside)} files, such as {aside[0].name}; name a file to have it done")
+        for one in inputs:
+            if one.image not in aside:
+                yield Task(one.image, out / _stem(one.image), one.brain, one.component)
+        return
+    stem = _stem(path)
+    masks = [path.with_name(f"{stem}_{brain}{suffix}") for suffix in SUFFIXES]
+    yield Task(path, out / stem, next((mask for mask in masks if mask.is_file()), None), component)
+
+
+def _stem(path: Path) -> str:
+    """A volume's name without its format."""
+    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s) and not path.is_dir()), "")
+    return path.name[: len(path.name) - len(suffix)]
+
+
+@lru_cache(maxsize=1)
+def _model(path: Path, choice: Choice, device: Device) -> Model:
+    """Networks stay from volume to volume of a process."""
+    torch.set_flush_denormal(True)  # as in training
+    return load(path, choice, device_of(device))
+
+
+@lru_cache(maxsize=1)
+def _translators(path: Path, choice: Choice, device: Device) -> tuple[Sifa, Intake, RunConfig]:
+    torch.set_flush_denormal(True)
+    return translators(path, choice, device_of(device))

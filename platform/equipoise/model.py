@@ -1,0 +1,231 @@
+"""Networks ready to be applied: from a study's, a run's or a model's folder.
+
+Knows where weights, settings and the account of preprocessing lie in each; must not know what is done with an image.
+Nothing is unpickled beyond what `torch.load(weights_only=True)` allows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from equipoise import checkpoint, package, weights
+from equipoise.config import RunConfig
+from equipoise.intake import Intake
+from equipoise.nets import Inference, Sifa
+from equipoise.record import Record
+from equipoise.selection import best_step
+from equipoise.study import StudyFolder
+from slicestore.errors import InputError
+from slicestore.store import Store
+
+Protocol = Literal["last", "source", "composite", "entropy", "information", "nuclear", "volume", "oracle"]
+"""The keys of `selection.PROTOCOLS`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Which of a run's weights are meant."""
+
+    choose: Protocol = "last"
+    """Which evaluation of a run: its last; or the best by translated Dice (`source`), by a label-free validator, or by
+    target masks (`oracle`); see `selection.PROTOCOLS`."""
+    step: int | None = None
+    """Instead, the evaluation after this step."""
+    ema: bool = False
+    """The running mean of the weights instead of the weights (of runs with --optim.ema)."""
+    store: str | None = None
+    """The store that a run was trained on; needed for runs of versions that did not note what predicting needs."""
+
+
+LAST = Choice()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """E and C1, and all that goes with them."""
+
+    net: Inference
+    """In evaluation mode, on its device."""
+    intake: Intake
+    config: RunConfig
+    """Of the run that trained it."""
+    about: Mapping[str, Any]
+    """Study, run, step, protocol, verdict, S, Dice: plain data, without a name of a place."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it predicts."""
+        return next(self.net.parameters()).device
+
+    def warnings(self) -> list[str]:
+        """What a user should know before trusting it, in sentences."""
+        said = self.about.get("sentence")
+        return [] if self.about.get("verdict") in ("stable", "d wins", None) else [f"the run that trained it: {said}"]
+
+
+def load(where: Path, choice: Choice = LAST, device: torch.device | None = None) -> Model:
+    """Networks from a folder.
+
+    Args:
+        where: a study's folder (then of its best point), a run's, or one that `equipoise export` wrote.
+        choice: which of a run's weights.
+        device: where to; by default an accelerator, if there is one.
+
+    Raises:
+        InputError: no such folder, weights that were not kept, a damaged file, or a choice where a model leaves none.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if (where / package.FACTS).is_file():
+        if choice != LAST:
+            raise InputError(
+                where,
+                found="a choice of weights, for a model",
+                rule="a model holds the weights that were exported",
+                remedy="leave --choose, --step, --ema and --store out, or name the run's folder",
+            )
+        packed = package.read(where)
+        config, intake, found, about = packed
+    else:
+        record, study = run_of(where)
+        config, intake, about = record.config, _intake(record, choice), facts(record, study, choice)
+        found = weights.choose(_tensors(record, about["step"]), ema=choice.ema, where=record.folder)
+    net = Inference(config.net)
+    weights.fill(net, found, where)
+    return Model(net.to(device).eval().requires_grad_(False), intake, config, about)
+
+
+def run_of(where: Path) -> tuple[Record, StudyFolder | None]:
+    """The run that a folder means, and its study, if it is known.
+
+    Raises:
+        InputError: the folder is neither a run's nor a study's, or the study has no point that has ended.
+    """
+    if (where / "config.json").is_file():
+        above = where.absolute().parent.parent
+        return Record(where), StudyFolder.open(above) if (above / "study.json").is_file() else None
+    if not (where / "study.json").is_file():
+        raise InputError(
+            where,
+            found="no folder of a run, a study or a model" if where.is_dir() else "no such folder",
+            rule="a run's folder holds config.json, a study's study.json, and a model's model.json",
+            remedy="give the folder that `equipoise train`, a study or `equipoise export` wrote",
+        )
+    from equipoise.figures import Run
+    from equipoise.report import best_point
+
+    study = StudyFolder.open(where)
+    best = best_point([Run.read(record) for record in study.records()], study.study)
+    if best is None:
+        raise InputError(
+            where,
+            found="no point that has ended with a Dice",
+            rule="a study's model is its best point",
+            remedy="resume the study, or name the folder of one of its runs",
+        )
+    return Record(study.runs / best.name), study
+
+
+def facts(record: Record, study: StudyFolder | None, choice: Choice) -> dict[str, Any]:
+    """What is known of a run's weights: plain data.
+
+    Raises:
+        InputError: the step that is meant was no evaluation.
+    """
+    rows = {int(row["step"]): row for row in record.rows() if any(name.startswith("quality/") for name in row)}
+    step = choice.step if choice.step is not None else best_step(list(rows.values()), choice.choose)
+    if step is None or (step not in rows and step not in record.weights.steps()):
+        raise InputError(
+            record.folder,
+            found=f"no evaluation after step {step}" if step is not None else f"nothing to choose by {choice.choose!r}",
+            rule="weights are kept at evaluations",
+            remedy=f"choose one of the steps {', '.join(map(str, rows)) or '(there is none yet)'}",
+        )
+    verdict = record.verdict
+    return {
+        "study": study.study.name if study else "",
+        "question": study.study.question if study else "",
+        "run": record.name if study else "",
+        "step": step,
+        "protocol": "a step that was named" if choice.step is not None else choice.choose,
+        "ema": choice.ema,
+        "verdict": verdict.kind if verdict else None,
+        "sentence": verdict.sentence() if verdict else "it has not ended",
+        "stability": verdict.stability if verdict else None,
+        "quality": {n: v for n, v in rows.get(step, {}).items() if n.startswith(("quality/", "validator/"))},
+        "environment": _environment(record),
+    }
+
+
+def translators(where: Path, choice: Choice, device: torch.device) -> tuple[Sifa, Intake, RunConfig]:
+    """All networks of a run, in evaluation mode, from the newest checkpoint or that of `choice.step`.
+
+    Raises:
+        InputError: a model's folder, which has no generator; or no checkpoint of that step.
+    """
+    if (where / package.FACTS).is_file():
+        raise InputError(
+            where,
+            found="a model, which holds E and C1 alone",
+            rule="G and U translate, and are in a run's checkpoints",
+            remedy="name the run's folder",
+        )
+    record, _ = run_of(where)
+    net = Sifa(record.config.net)
+    net.load_state_dict(_checkpoint(record, choice.step, ema=choice.ema))
+    return net.to(device).eval().requires_grad_(False), _intake(record, choice), record.config
+
+
+def _intake(record: Record, choice: Choice) -> Intake:
+    if choice.store is None:
+        return record.intake
+    store = Store.open(choice.store)
+    if store.fingerprint != record.config.data.cohort:
+        raise InputError(
+            store.path,
+            found=f"cohort {store.fingerprint[:12]}",
+            rule=f"the run was trained on cohort {record.config.data.cohort[:12]}",
+            remedy="name that store, or leave --store out",
+        )
+    return Intake.of(store, record.config)
+
+
+def _tensors(record: Record, step: int) -> dict[str, Tensor]:
+    """E and C1 after a step: as they were kept, else from a checkpoint."""
+    if record.weights.path(step).is_file():
+        return weights.read(record.weights.path(step))
+    found = checkpoint.load_shared(_folder(record, step)).shared
+    return weights.of(found["net"], found["average"])
+
+
+def _checkpoint(record: Record, step: int | None, *, ema: bool) -> dict[str, Tensor]:
+    found = checkpoint.load_shared(_folder(record, step)).shared
+    if ema and not found["average"]:
+        weights.choose({}, ema=True, where=record.folder)  # refuses
+    return {**found["net"], **(found["average"] if ema else {})}
+
+
+def _folder(record: Record, step: int | None) -> Path:
+    there = checkpoint.complete(record.folder / "checkpoints")
+    wanted = [found for found in there if step is None or checkpoint.step_of(found) == step]
+    if not wanted:
+        steps = sorted({*map(checkpoint.step_of, there), *record.weights.steps()})
+        raise InputError(
+            record.folder,
+            found="no checkpoint" if step is None else f"neither weights nor a checkpoint of step {step}",
+            rule="a run keeps its newest checkpoints, and the weights that a protocol would choose",
+            remedy=f"choose one of the steps {', '.join(map(str, steps))}" if steps else "train the run first",
+        )
+    return wanted[-1]
+
+
+def _environment(record: Record) -> dict[str, Any]:
+    path = record.folder / "environment.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found

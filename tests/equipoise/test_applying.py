@@ -1,0 +1,279 @@
+"""Commands that apply networks: which files are done, where results go, and what one bad volume costs the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from PIL import Image
+
+from equipoise.applying import tasks
+from equipoise.config import RunConfig
+from equipoise.launch.local import launch
+from equipoise.model import load
+from equipoise.panels import _grey, _overlay
+from equipoise.predict import predict
+from slicestore.errors import InputError
+from slicestore.geometry import Geometry
+from slicestore.store import Store
+from slicestore.volume import Volume, read, write
+
+CPU = torch.device("cpu")
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def run(store: Store, tiny: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    config = tiny.having({"data.cohort": store.fingerprint, "net.head_stride": 4, "optim.ema": 0.5})
+    for _ in launch(folder, config, store.path):
+        pass
+    return folder
+
+
+@pytest.fixture(scope="module")
+def raw(store: Store) -> Path:
+    """The folder of the store's raw volumes: `target-0.nii.gz` with `target-0_label.nii.gz`, and so on."""
+    return Path(store.path).parent
+
+
+@pytest.fixture
+def scans(raw: Path, tmp_path: Path) -> Path:
+    """Two target volumes with their masks."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for file in [*raw.glob("target-0*.nii.gz"), *raw.glob("target-1*.nii.gz")]:
+        shutil.copy(file, folder)
+    return folder
+
+
+def test_a_folder_is_segmented_each_volume_in_its_grid(
+    run: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    done = command("predict", run, scans, "-o", tmp_path / "out", "--probability", "--flips", "x")
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 volumes done" in done.stdout
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        f"target-{number}_{kind}.nii.gz" for number in (0, 1) for kind in ("mask", "probability")
+    ]
+    for number in (0, 1):
+        mask, share = (read(tmp_path / "out" / f"target-{number}_{kind}.nii.gz") for kind in ("mask", "probability"))
+        assert mask.geometry == share.geometry == read(scans / f"target-{number}.nii.gz").geometry
+        assert mask.voxels.dtype == np.uint8
+        assert share.voxels.dtype == np.float32
+        assert np.array_equal(mask.voxels == 1, share.voxels > 0.5)
+
+
+def test_what_a_script_predicts_is_what_the_command_writes_from_a_model_too(
+    run: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command("export", run, tmp_path / "model", "--ema").returncode == 0
+    one = scans / "target-0.nii.gz"
+    assert command("predict", tmp_path / "model", one, "-o", tmp_path / "out").returncode == 0
+    found, _ = predict(load(tmp_path / "model", device=CPU), read(one))
+    assert np.array_equal(read(tmp_path / "out" / "target-0_mask.nii.gz").voxels, found.label.voxels)
+
+
+def test_images_are_told_from_masks_by_their_names(scans: Path, tmp_path: Path) -> None:
+    shutil.copy(scans / "target-0_label.nii.gz", scans / "target-0_vessel.nii.gz")
+    said: list[str] = []
+    found = tasks([scans], tmp_path / "out", tell=said.append)
+    assert [task.image.name for task in found] == ["target-0.nii.gz", "target-1.nii.gz"]
+    assert said == ["left aside as masks: 1 files, such as target-0_vessel.nii.gz; name a file to have it done"]
+    (named,) = tasks([scans / "target-0_vessel.nii.gz"], tmp_path / "out")
+    assert named.stem.name == "target-0_vessel"
+
+
+def test_a_brain_mask_beside_its_image_is_found(scans: Path, tmp_path: Path) -> None:
+    shutil.copy(scans / "target-0_label.nii.gz", scans / "target-0_brain_mask.nii.gz")
+    for place in (scans, scans / "target-0.nii.gz"):
+        first, *_ = tasks([place], tmp_path / "out")
+        assert first.brain == scans / "target-0_brain_mask.nii.gz"
+
+
+def test_nothing_is_replaced_unasked_and_nothing_is_done_before_that_is_known(
+    run: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "target-1_mask.nii.gz").write_bytes(b"by hand")
+    done = command("predict", run, scans, "-o", out)
+    assert done.returncode == 2
+    assert "a result takes no file's place unasked" in done.stderr
+    assert [file.read_bytes() for file in out.iterdir()] == [b"by hand"]
+    assert command("predict", run, scans, "-o", out, "--overwrite").returncode == 0
+    assert len(list(out.iterdir())) == 2
+
+
+def test_a_damaged_volume_is_told_and_the_others_are_done(
+    run: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    whole = (scans / "target-0.nii.gz").read_bytes()
+    (scans / "target-0.nii.gz").write_bytes(whole[:-40])
+    done = command("predict", run, scans, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "error: " in done.stdout
+    assert "target-0.nii.gz" in done.stdout.partition("error: ")[2].partition("\n")[0]
+    assert "1 of 2 volumes done" in done.stdout
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["target-1_mask.nii.gz"]
+
+
+def of_four_axes(folder: Path) -> Path:
+    image = sitk.JoinSeries(
+        [sitk.GetImageFromArray(np.random.default_rng(n).normal(0, 1, (6, 32, 32))) for n in (0, 1)]
+    )
+    sitk.WriteImage(image, str(folder / "echoes.nii.gz"))
+    return folder / "echoes.nii.gz"
+
+
+def constant(folder: Path) -> Path:
+    write(Volume(np.full((6, 32, 32), 7, np.int16), Geometry((32, 32, 6), (1.0, 1.0, 3.0))), folder / "c.nii.gz")
+    return folder / "c.nii.gz"
+
+
+def of_no_byte(folder: Path) -> Path:
+    (folder / "nothing.nii.gz").touch()
+    return folder / "nothing.nii.gz"
+
+
+def not_finite(folder: Path) -> Path:
+    voxels = np.random.default_rng(0).normal(0, 1, (6, 32, 32))
+    voxels[3, 5, 5] = np.nan
+    write(Volume(voxels, Geometry((32, 32, 6), (1.0, 1.0, 3.0))), folder / "nan.nrrd")
+    return folder / "nan.nrrd"
+
+
+def flat(folder: Path) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((32, 32), np.int16)), str(folder / "flat.nii.gz"))
+    return folder / "flat.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "said"),
+    [
+        (of_four_axes, 2, "2 volumes"),
+        (constant, 1, "the one value 7 in every voxel"),
+        (of_no_byte, 2, "nothing.nii.gz"),
+        (not_finite, 1, "1 NaN or infinite voxels"),
+        (flat, 2, "a 2D image"),
+    ],
+)
+def test_a_volume_that_cannot_be_is_refused_by_name_with_a_remedy(
+    make: Callable[[Path], Path], code: int, said: str, run: Path, tmp_path: Path, command: Command
+) -> None:
+    path = make(tmp_path)
+    done = command("predict", run, path, "-o", tmp_path / "out")
+    told = done.stdout + done.stderr
+    assert done.returncode == code
+    assert said in told
+    assert path.name in told
+    assert "Remedy: " in told
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_one_of_several_volumes_in_a_file_is_done_when_it_is_chosen(
+    run: Path, tmp_path: Path, command: Command
+) -> None:
+    path = of_four_axes(tmp_path)
+    assert command("predict", run, path, "-o", tmp_path / "out", "--component", "1").returncode == 0
+    assert read(tmp_path / "out" / "echoes_mask.nii.gz").geometry == read(path, 1).geometry
+
+
+def test_a_volume_of_the_other_modality_is_done_with_a_warning_that_has_numbers(
+    run: Path, raw: Path, tmp_path: Path, command: Command
+) -> None:
+    done = command("predict", run, raw / "source-0.nii.gz", "-o", tmp_path / "out")
+    assert done.returncode == 0
+    assert "warning: source-0.nii.gz: its" in done.stdout
+    assert "looks more like the source modality" in done.stdout
+    assert (tmp_path / "out" / "source-0_mask.nii.gz").is_file()
+
+
+def test_a_volume_of_another_spacing_is_segmented_in_its_own_grid(
+    run: Path, raw: Path, tmp_path: Path, command: Command
+) -> None:
+    old = read(raw / "target-0.nii.gz")
+    fine = Volume(old.voxels.repeat(2, axis=1).repeat(2, axis=2), Geometry((64, 64, 6), (0.5, 0.5, 3.0)))
+    write(fine, tmp_path / "fine.mha")
+    for path in (raw / "target-0.nii.gz", tmp_path / "fine.mha"):
+        assert command("predict", run, path, "-o", tmp_path / "out", "--suffix", ".mha").returncode == 0
+    coarse, found = (read(tmp_path / "out" / f"{name}_mask.mha") for name in ("target-0", "fine"))
+    assert found.geometry == fine.geometry
+    differ = found.voxels[:, ::2, ::2] != coarse.voxels
+    assert differ.mean() < 0.05
+
+
+def test_two_volumes_of_one_name_and_no_volume_are_refused(raw: Path, scans: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 volumes called 'target-0'"):
+        tasks([raw / "target-0.nii.gz", scans / "target-0.nii.gz"], tmp_path)
+    with pytest.raises(InputError, match="volumes: found none"):
+        tasks([], tmp_path)
+
+
+# --- translation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of", ["source", "target"])
+def test_a_volume_is_shown_in_the_other_modality_in_its_own_grid_the_same_every_time(
+    of: str, run: Path, raw: Path, store: Store, tmp_path: Path, command: Command
+) -> None:
+    for out in ("one", "two"):
+        done = command("translate", run, raw / f"{of}-0.nii.gz", "-o", tmp_path / out, "--of", of)
+        assert done.returncode == 0, done.stderr
+    one, two = (read(tmp_path / out / f"{of}-0_translated.nii.gz") for out in ("one", "two"))
+    assert one.geometry == read(raw / f"{of}-0.nii.gz").geometry
+    assert np.array_equal(one.voxels, two.voxels)
+    low, high = store.limits("target" if of == "source" else "source")
+    assert one.voxels.min() >= low - 1e-4
+    assert one.voxels.max() <= high + 1e-4
+    assert one.voxels.std() > 0
+
+
+def test_a_model_cannot_translate_and_a_protocol_chooses_no_checkpoint(
+    run: Path, raw: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command("export", run, tmp_path / "model").returncode == 0
+    words = ("-o", tmp_path / "out", "--of", "source")
+    done = command("translate", tmp_path / "model", raw / "source-0.nii.gz", *words)
+    assert done.returncode == 2
+    assert "G and U translate" in done.stderr
+    done = command("translate", run, raw / "source-0.nii.gz", *words, "--choose", "source")
+    assert done.returncode == 2
+    assert "which only checkpoints hold" in done.stderr
+
+
+# --- real scans -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["topcow_tof.mha", "chris_tof.nii.gz", "romeo_swi.nii.gz"])
+def test_real_scans_run_through_end_to_end(name: str, real: Path, run: Path, tmp_path: Path, command: Command) -> None:
+    done = command("predict", run, real / name, "-o", tmp_path / "out", "--probability")
+    assert done.returncode == 0, done.stderr
+    stem = name.partition(".")[0]
+    scan, mask = read(real / name), read(tmp_path / "out" / f"{stem}_mask.nii.gz")
+    assert not mask.geometry.differences(scan.geometry, 1e-4)
+    assert not name.endswith(".nii.gz") or mask.geometry == scan.geometry
+    assert "its slices are" in done.stdout
+    if pictures := os.environ.get("EQUIPOISE_SCREENSHOTS"):
+        middle = len(scan.voxels) // 2
+        plane = scan.voxels[middle].astype(float)
+        grey = _grey((plane - plane.min()) / np.ptp(plane) * 2 - 1)
+        Image.fromarray(_overlay(grey, mask.voxels[middle])).save(Path(pictures) / f"predict-{stem}.png")
+
+
+def test_a_run_without_an_account_of_preprocessing_says_what_to_do(
+    run: Path, raw: Path, tmp_path: Path, command: Command
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "intake.json").write_text(json.dumps({"cohort": 1}))
+    done = command("predict", copy, raw / "target-0.nii.gz", "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "name its store with --store" in done.stderr
