@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +20,10 @@ from equipoise.config import RunConfig
 from equipoise.intake import Intake
 from equipoise.nets import Inference, Sifa
 from equipoise.record import Record
-from equipoise.selection import best_step
+from equipoise.selection import Protocol, best_step
 from equipoise.study import StudyFolder
 from slicestore.errors import InputError
 from slicestore.store import Store
-
-Protocol = Literal["last", "source", "composite", "entropy", "information", "nuclear", "volume", "oracle"]
-"""The keys of `selection.PROTOCOLS`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,9 +32,10 @@ def _head(run: Run, study: Study) -> str:
     done = f"at step {run.steps:,} of {run.config.steps:,}"
     sentence = run.verdict.sentence() if run.verdict else f"without a verdict, {done}"
     onset = run.verdict.onset if run.verdict else None
+    stability = run.last("divergence/stability") if run.stability is None else run.stability
     facts = [
         (study.objective.replace("_", " "), [number(run.last(f"quality/{study.objective}"))]),
-        ("S" if run.verdict else "S so far", [number(run.stability or run.last("divergence/stability"))]),
+        ("S" if run.verdict else "S so far", [number(stability)]),
         ("onset", ["–" if onset is None else f"step {onset:,}"]),
         ("training", [f"{run.device_seconds:,.0f} device-seconds"]),
     ]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from equipoise.figures import Run
     from equipoise.study import Study
 
+Protocol = Literal["last", "source", "composite", "entropy", "information", "nuclear", "volume", "oracle"]
+"""What chooses an evaluation: a key of `PROTOCOLS`."""
 PROTOCOLS: Mapping[str, str] = {
     "last": "",
     "source": "quality/translated_dice",

@@ -20,9 +20,9 @@ from packaging.requirements import Requirement
 from equipoise import package
 from equipoise.config import RunConfig
 from equipoise.launch.local import launch
-from equipoise.model import Choice, Protocol, load, run_of, translators
+from equipoise.model import Choice, load, run_of, translators
 from equipoise.record import Record
-from equipoise.selection import PROTOCOLS
+from equipoise.selection import PROTOCOLS, Protocol
 from equipoise.study import Study, StudyFolder
 from slicestore.errors import InputError
 from slicestore.store import Store

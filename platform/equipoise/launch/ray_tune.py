@@ -73,6 +73,14 @@ class Terms:
     """Runs after which Tune is started anew: it keeps every trial that it ever had, and looks through them all."""
 
 
+def _placeless(why: str, job: Mapping[str, Any]) -> str:
+    """Words on a mistake without the user's folders: they are kept with the point, which others may look at."""
+    places = {job["store"]: "STORE", str(Path(job["runs"]).parent): "STUDY", job["keeping"].copies: "COPIES"}
+    for place in sorted(filter(None, places), key=len, reverse=True):
+        why = why.replace(place, places[place])
+    return why
+
+
 class LedgerSearcher(Searcher):
     """Hands the ledger's runs to Tune, and says how Tune's trials ended."""
 
@@ -123,7 +131,7 @@ class LedgerSearcher(Searcher):
             return
         with self._troubles():
             if error or told.get("spent") or not (told.get("ended") or trial_id in self._stopping):
-                self._ledger.fail(run, str(told.get("spent") or ""))
+                self._ledger.fail(run, _placeless(str(told.get("spent") or ""), self._job))
             else:
                 self._ledger.close(run)
 

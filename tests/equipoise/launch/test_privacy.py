@@ -11,6 +11,7 @@ by which a study finds its store again.
 from __future__ import annotations
 
 import csv
+import gzip
 import os
 import secrets
 import shlex
@@ -27,6 +28,8 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 from wandb_server import serving
 
+from equipoise.keeping import Keeping
+from equipoise.launch.ray_tune import _placeless
 from equipoise.wandb_file import records
 from slicestore.store import Store
 
@@ -55,10 +58,17 @@ def test_nothing_that_is_written_or_sent_names_a_patient_a_user_a_machine_or_a_f
              "--size", "32", "--spacing-mm", "1.0"],
             [sys.executable, str(SCRIPT), "--store", str(store), "--results", str(results), "--points", "1",
              "--steps", "4", "--confirm-workers", "0", "--tensorboard", "--wandb", "online"],
+            [sys.executable, "-m", "equipoise.cli", "export", str(results / "tiny"), str(results / "model")],
+            [sys.executable, "-m", "equipoise.cli", "evaluate", str(results / "tiny"), str(store),
+             "-o", str(results / "test"), "--part", "test"],
+            [sys.executable, "-m", "equipoise.cli", "predict", str(results / "model"),
+             str(table.parent / f"{PATIENT}-target1.nii.gz"), "-o", str(tmp_path / "masks")],
         )  # fmt: skip
         sent = [*server.sent, *map(str.encode, server.heads)]
     study = results / "tiny"
-    assert (study / "report.html").is_file()
+    assert all((results / name).is_file() for name in ("tiny/report.html", "model/README.md", "test/subjects.csv"))
+    (mask,) = (tmp_path / "masks").iterdir()  # named like its scan
+    assert not names("", gzip.decompress(mask.read_bytes()))
     assert list(study.glob("tensorboard/*/events*"))
     assert server.runs
     assert not any(b"\x89PNG" in body for body in sent)  # nobody asked for images to be sent
@@ -67,9 +77,20 @@ def test_nothing_that_is_written_or_sent_names_a_patient_a_user_a_machine_or_a_f
     for name in EXEMPT:  # and there it would be found
         (path,) = tmp_path.glob(f"*-{SECRET}/**/{name}")
         assert names("", path.read_bytes())
-    for told in (str(store), str(results)):  # to the user: where what was asked for lies
+    for told in (str(store), str(results), f"{PATIENT}-target1.nii.gz"):  # to the user: what was asked for
         said = said.replace(told, "")
     assert not names("", said.encode()), said
+
+
+def test_why_a_point_was_given_up_is_kept_without_the_user_s_folders() -> None:
+    job = {
+        "store": f"/data/{SECRET}/c.zarr",
+        "runs": f"/home/{SECRET}/one/runs",
+        "keeping": Keeping(copies=f"/nfs/{SECRET}"),
+    }
+    why = f"/home/{SECRET}/one/runs/0001/signals.jsonl: of /data/{SECRET}/c.zarr, copied to {job['keeping'].copies}: no"
+    assert _placeless(why, job) == "STUDY/runs/0001/signals.jsonl: of STORE, copied to COPIES: no"
+    assert _placeless("", job) == ""
 
 
 def planted(heads: Path, raw: Path) -> Path:
