@@ -1,6 +1,6 @@
 """How much of the gap between no adaptation and target masks does SIFA close, and how much of that is tuning?
 
-    python studies/adaptation_gain.py                                # half an hour: synthetic heads, two CPU cores
+    python studies/adaptation_gain.py                                # an hour: synthetic heads, two CPU cores
     python studies/adaptation_gain.py --size 256 --mask vessel       # synthetic heads at the real size: a GPU, hours
     python studies/adaptation_gain.py --store cohort.zarr            # your own; repeat the command to go on
 
@@ -51,7 +51,7 @@ from equipoise.launch.options import Options as SearchOptions
 from equipoise.model import run_of
 from equipoise.nets import Inference
 from equipoise.search import Choice, ObjectiveName, Range, Space
-from equipoise.study import Study
+from equipoise.study import Study, StudyFolder
 from equipoise.table import wide_console
 from slicestore.errors import InputError
 from slicestore.ingest import ingest
@@ -108,8 +108,8 @@ class Options:
     """Slices of each domain in a step; 4 at size 64, else 8."""
     seeds: int = 3
     """Runs of every method."""
-    points: int = 12
-    """Runs of the search that tunes SIFA; the first is SIFA as it is."""
+    points: int = 24
+    """Runs of the search that tunes SIFA; the first is SIFA as it is. Asked for more, a search goes on."""
     objective: ObjectiveName = "composite"
     """What the search maximises, on validation subjects."""
     tuned: Path | None = None
@@ -241,8 +241,8 @@ def tune(options: Options, run: RunConfig, store: str) -> RunConfig:
         )
 
     folder = options.results / "search"
-    if not (folder / "report.html").is_file():
-        there = (folder / "study.json").is_file()
+    there = (folder / "study.json").is_file()
+    if not (folder / "report.html").is_file() or StudyFolder.open(folder).study.points < options.points:
         conduct(
             declared,
             SearchOptions(

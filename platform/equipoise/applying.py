@@ -113,7 +113,7 @@ class Translating:
     suffix: Suffix = ".nii.gz"
     device: Device = "auto"
 
-    def files(self, task: Task, _classes: int) -> list[Path]:
+    def files(self, task: Task) -> list[Path]:
         """Where a volume's results go."""
         return [task.named("translated", self.suffix)]
 
@@ -123,7 +123,7 @@ class Translating:
             net, intake, _ = _translators(self.run, self.choice, self.device)
             volume, brain = task.read()
             made, odd = translate(net, intake, volume, of=self.of, brain=brain, batch=self.batch, where=task.image)
-            return task.write(self.files(task, intake.classes), [made], odd)
+            return task.write(self.files(task), [made], odd)
         except InputError as error:
             return Done(task, error=str(error))
 

@@ -6,11 +6,12 @@ Knows what a user types and reads; knows nothing that `applying`, `model` and `p
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -26,71 +27,75 @@ from slicestore.spread import Spread, here
 from slicestore.store import Domain
 
 Unprefixed = tyro.conf.arg(name="")
-Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handling:
+    """Which volumes are meant, where their results go, and where the work is done."""
+
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Folder of the results."""
+    suffix: Suffix = ".nii.gz"
+    """Format of the results. NIfTI has 32 bits for a number of the grid: what comes from another format is rounded to
+    that; .mha and .nrrd keep 64."""
+    brain: str | None = None
+    """What a brain mask's file name adds to its image's ("brain_mask"), for preprocessing that needs masks."""
+    component: int | None = None
+    """Which volume, from 0, of files and series that hold several."""
+    device: Device = "auto"
+    """cpu, cuda, or whichever there is."""
+    address: str | None = None
+    """A Ray cluster ("auto" or HOST:PORT) that shares out the volumes; every node must see all paths."""
+    gpus_per_volume: float | None = None
+    """With --address; without it, 1 where the cluster has GPUs, else 0."""
+    overwrite: bool = False
+    """Replace results that are there."""
 
 
 def predict(
     model: Positional[Path],
     volumes: Positional[tuple[Path, ...]],
     /,
-    out: Out,
+    handling: Annotated[Handling, Unprefixed],
     choice: Annotated[Choice, Unprefixed] = LAST,
     manner: Annotated[Manner, Unprefixed] = PLAIN,
     probability: bool = False,
-    suffix: Suffix = ".nii.gz",
-    brain: str | None = None,
-    component: int | None = None,
-    device: Device = "auto",
-    address: str | None = None,
-    gpus_per_volume: float | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Segment raw volumes of the target modality, each in its own grid: OUT/NAME_mask.nii.gz.
 
     Args:
         model: a folder that `equipoise export` wrote, or a run's, or a study's (its best point).
         volumes: images, folders of DICOM files, or folders of either.
-        out: folder of the masks.
+        handling: which volumes, and where results go.
         choice: which of a run's weights.
         manner: how networks are applied.
         probability: write each structure's probability too, float32: NAME_probability.nii.gz.
-        suffix: format of the results. NIfTI has 32 bits for a number of the grid: what comes from another format is
-            rounded to that; .mha and .nrrd keep 64.
-        brain: what a brain mask's file name adds to its image's ("brain_mask"), for preprocessing that needs masks.
-        component: which volume, from 0, of files and series that hold several.
-        device: cpu, cuda, or whichever there is.
-        address: a Ray cluster ("auto" or HOST:PORT) that shares out the volumes; every node must see all paths.
-        gpus_per_volume: with --address; without it, 1 where the cluster has GPUs, else 0.
-        overwrite: replace results that are there.
     """
     work = Segmenting(
-        model=model.absolute(), choice=choice, manner=manner, probability=probability, suffix=suffix, device=device
+        model=model.absolute(),
+        choice=choice,
+        manner=manner,
+        probability=probability,
+        suffix=handling.suffix,
+        device=handling.device,
     )
     console = Console()
-    todo = tasks(volumes, out, brain=brain, component=component, tell=partial(_print, console))
-    ready = load(model, choice, device_of(device))  # what is wrong with it is told before any volume is read
-    free([file for task in todo for file in work.files(task, ready.intake.classes)], overwrite=overwrite)
+    ready = load(model, choice, device_of(handling.device))  # what is wrong with it is told before a volume is read
+    todo = _todo(console, volumes, handling, partial(work.files, classes=ready.intake.classes))
     for said in ready.warnings():
         _warn(console, said)
     del ready
-    _apply(console, work, todo, address, gpus_per_volume)
+    _apply(console, work, todo, handling)
 
 
 def translate(
     run: Positional[Path],
     volumes: Positional[tuple[Path, ...]],
     /,
-    out: Out,
+    handling: Annotated[Handling, Unprefixed],
     of: Domain,
     choice: Annotated[Choice, Unprefixed] = LAST,
     batch: int = 8,
-    suffix: Suffix = ".nii.gz",
-    brain: str | None = None,
-    component: int | None = None,
-    device: Device = "auto",
-    address: str | None = None,
-    gpus_per_volume: float | None = None,
-    overwrite: bool = False,
 ) -> None:
     """Show raw volumes as the other modality would, each in its own grid: OUT/NAME_translated.nii.gz.
 
@@ -99,17 +104,10 @@ def translate(
     Args:
         run: a run's folder, or a study's (its best point), with a checkpoint in it.
         volumes: images, folders of DICOM files, or folders of either.
-        out: folder of the images.
+        handling: which volumes, and where results go.
         of: their modality: source gives x_st, target gives x_ts.
         choice: which of the run's checkpoints; the newest, or that of --step.
         batch: slices at a time.
-        suffix: format of the results.
-        brain: as for `predict`.
-        component: which volume, from 0, of files and series that hold several.
-        device: cpu, cuda, or whichever there is.
-        address: as for `predict`.
-        gpus_per_volume: as for `predict`.
-        overwrite: replace results that are there.
     """
     if choice.choose != "last":
         raise InputError(
@@ -118,12 +116,12 @@ def translate(
             rule="translating takes G and U, which only checkpoints hold",
             remedy="name a checkpoint with --step, or take the newest",
         )
-    work = Translating(run=run.absolute(), choice=choice, of=of, batch=batch, suffix=suffix, device=device)
+    work = Translating(
+        run=run.absolute(), choice=choice, of=of, batch=batch, suffix=handling.suffix, device=handling.device
+    )
     console = Console()
-    todo = tasks(volumes, out, brain=brain, component=component, tell=partial(_print, console))
-    translators(run, choice, device_of(device))
-    free([file for task in todo for file in work.files(task, 0)], overwrite=overwrite)
-    _apply(console, work, todo, address, gpus_per_volume)
+    translators(run, choice, device_of(handling.device))
+    _apply(console, work, _todo(console, volumes, handling, work.files), handling)
 
 
 def export(
@@ -149,14 +147,25 @@ def export(
     console.print(f"{folder}: now `equipoise predict {folder} VOLUME... -o OUT`", soft_wrap=True, highlight=False)
 
 
-def _apply(console: Console, work: Any, todo: Sequence[Task], address: str | None, gpus: float | None) -> None:
+def _todo(
+    console: Console, volumes: Sequence[Path], handling: Handling, files: Callable[[Task], list[Path]]
+) -> list[Task]:
+    """The volumes that are meant, once it is known that their results take nobody's place."""
+    found = tasks(
+        volumes, handling.out, brain=handling.brain, component=handling.component, tell=partial(_print, console)
+    )
+    free([file for task in found for file in files(task)], overwrite=handling.overwrite)
+    return found
+
+
+def _apply(console: Console, work: Segmenting | Translating, todo: Sequence[Task], handling: Handling) -> None:
     """Do all tasks under a bar; tell warnings as they come, and what failed at the end.
 
     Raises:
         SystemExit: 1 where a volume failed.
     """
     failed: list[Done] = []
-    with _spread(address, gpus) as spread, shown(console, "reading") as told:
+    with _spread(handling) as spread, shown(console, "reading") as told:
         for number, done in enumerate(spread(work, todo), start=1):
             for said in done.warnings:
                 _warn(console, f"{done.task.image.name}: {said}")
@@ -178,12 +187,12 @@ def _print(console: Console, said: str, style: str | None = None) -> None:
 
 
 @contextmanager
-def _spread(address: str | None, gpus: float | None) -> Iterator[Spread]:
-    if address is None:
+def _spread(handling: Handling) -> Iterator[Spread]:
+    if handling.address is None:
         yield here
         return
     from equipoise.launch.cluster import Share, connect
     from equipoise.launch.spread import ray_tasks
 
-    with connect(address):
-        yield partial(ray_tasks, gpus=Share.here(1, gpus).gpus)
+    with connect(handling.address):
+        yield partial(ray_tasks, gpus=Share.here(1, handling.gpus_per_volume).gpus)

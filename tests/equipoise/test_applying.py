@@ -15,15 +15,23 @@ import SimpleITK as sitk
 import torch
 from PIL import Image
 
+from equipoise import weights
+from equipoise.agreement import agreement
 from equipoise.applying import tasks
-from equipoise.config import RunConfig
+from equipoise.baselines import source_only
+from equipoise.batches import Cohort
+from equipoise.config import VESSEL, RunConfig
 from equipoise.launch.local import launch
-from equipoise.model import load
+from equipoise.model import Model, load
+from equipoise.nets import Inference
 from equipoise.panels import _grey, _overlay
 from equipoise.predict import predict
 from slicestore.errors import InputError
 from slicestore.geometry import Geometry
-from slicestore.store import Store
+from slicestore.ingest import ingest
+from slicestore.inputs import inputs_from_folder
+from slicestore.settings import Preprocessing
+from slicestore.store import DOMAINS, Store
 from slicestore.volume import Volume, read, write
 
 CPU = torch.device("cpu")
@@ -250,6 +258,15 @@ def test_a_model_cannot_translate_and_a_protocol_chooses_no_checkpoint(
     assert "which only checkpoints hold" in done.stderr
 
 
+def picture(name: str, scan: Volume, mask: Volume) -> None:
+    """Leave five slices of a scan, and below them with its mask, in the folder of pictures, if there is to be one."""
+    if folder := os.environ.get("EQUIPOISE_SCREENSHOTS"):
+        planes = np.linspace(0.15, 0.85, 5) * len(scan.voxels)
+        grey = _grey(np.clip(scan.voxels / np.percentile(scan.voxels, 99.7), 0, 1) * 2 - 1)
+        rows = [[grey[int(z)] for z in planes], [_overlay(grey[int(z)], mask.voxels[int(z)]) for z in planes]]
+        Image.fromarray(np.vstack([np.hstack(row) for row in rows])).save(Path(folder) / f"predict-{name}.png")
+
+
 # --- real scans -------------------------------------------------------------------------------------------------------
 
 
@@ -262,11 +279,29 @@ def test_real_scans_run_through_end_to_end(name: str, real: Path, run: Path, tmp
     assert not mask.geometry.differences(scan.geometry, 1e-4)
     assert not name.endswith(".nii.gz") or mask.geometry == scan.geometry
     assert "its slices are" in done.stdout
-    if pictures := os.environ.get("EQUIPOISE_SCREENSHOTS"):
-        middle = len(scan.voxels) // 2
-        plane = scan.voxels[middle].astype(float)
-        grey = _grey((plane - plane.min()) / np.ptp(plane) * 2 - 1)
-        Image.fromarray(_overlay(grey, mask.voxels[middle])).save(Path(pictures) / f"predict-{stem}.png")
+    picture(stem, scan, mask)
+
+
+def test_what_a_network_learned_of_a_real_angiography_lies_on_its_vessels(real: Path, tmp_path: Path) -> None:
+    """Taught by parts of an oblique scan, on coarser pixels. Its mask is a threshold: this tells of geometry alone."""
+    scan, mask = read(real / "topcow_tof.mha"), read(real / "topcow_tof_vessels.nii.gz")
+    for part, kind in ((scan, ""), (mask, "_label")):
+        for number, (first, end) in enumerate(((0, 12), (12, 23), (23, 34))):
+            size, at = (*part.geometry.size[:2], end - first), part.geometry.point_mm((0, 0, first))
+            grid = Geometry(size, part.geometry.spacing_mm, at, part.geometry.direction)
+            write(Volume(part.voxels[first:end], grid), tmp_path / "raw" / f"{number}{kind}.nii.gz")
+    inputs = [one for domain in DOMAINS for one in inputs_from_folder(tmp_path / "raw", domain)]
+    store = ingest(inputs, tmp_path / "c.zarr", Preprocessing(size=72, spacing_mm=0.594))
+    config = VESSEL.having({"net.width": 0.25, "batch": 4, "steps": 100, "evaluations": 1, "optim.lr": 1e-3})
+    cohort = Cohort(store, config, CPU)
+    *_, look = source_only(config, cohort)
+    net = Inference(config.net).eval()
+    weights.fill(net, weights.of(look.state(), {}), tmp_path)
+    found, _ = predict(Model(net, cohort.intake, config, {}), scan)
+    reached = agreement(found.label, mask, 1, "scan")
+    assert reached.dice > 0.7
+    assert reached.assd_mm < 2 * 0.594
+    picture("vessels", scan, found.label)
 
 
 def test_a_run_without_an_account_of_preprocessing_says_what_to_do(
