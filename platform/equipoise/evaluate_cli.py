@@ -80,10 +80,13 @@ def evaluate(
         _masks(console, predicted, Path(reference), out, mask, structures)
         return
     held = _Held(Store.open(reference), against, manner, structures)
-    folder = predicted if (predicted / FACTS).is_file() else run_of(predicted)[0].folder
-    studies = (predicted / "study.json").is_file()
-    chosen = _choices(StudyFolder.open(predicted)) if studies and choice == LAST else [((folder, choice), ["chosen"])]
-    rows = held.judged(console, predicted if studies else folder, chosen, out)
+    folder, counts = predicted, predicted
+    if not (predicted / FACTS).is_file():
+        record, study = run_of(predicted)
+        folder, counts = record.folder, study.folder if study else record.folder
+    whole = (predicted / "study.json").is_file() and choice == LAST
+    chosen = _choices(StudyFolder.open(predicted)) if whole else [((folder, choice), ["chosen"])]
+    rows = held.judged(console, counts, chosen, out)
     for row in rows:
         _print(console, f"{row['run'] or folder.name}, step {row['step']} ({', '.join(row['protocols'])}): Dice "
                f"{row['dice']:.3f} over {row['subjects']} {against.part} subjects")  # fmt: skip

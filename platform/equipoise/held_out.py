@@ -4,7 +4,7 @@ Knows how stored slices become masks in a scan's grid, and how often a study loo
 how masks are compared.
 
 Whoever looks at test subjects and then chooses anything has no test subjects any more. So every look is counted, in
-`test.json` beside what was tested, and a second one has to be asked for.
+`test.json` of what was tested (of a study, where a run belongs to one), and a second one has to be asked for.
 """
 
 from __future__ import annotations
@@ -127,8 +127,10 @@ def touch(folder: Path, *, again: bool) -> None:
 
 
 def tell(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what was found, beside the count: the newest look's rows take the place of an earlier one's."""
-    write(folder / TESTED, json.dumps({**_read(folder), "rows": list(rows)}, indent=2))
+    """Write what was found, beside the count: of a run's step the newest look counts."""
+    found = _read(folder)
+    seen = {(row["run"], row["step"]): dict(row) for row in [*found.get("rows", []), *rows]}
+    write(folder / TESTED, json.dumps({**found, "rows": list(seen.values())}, indent=2))
 
 
 def _read(folder: Path) -> dict[str, Any]:

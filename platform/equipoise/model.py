@@ -7,7 +7,7 @@ Nothing is unpickled beyond what `torch.load(weights_only=True)` allows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from equipoise import checkpoint, package, weights
 from equipoise.config import RunConfig
 from equipoise.intake import Intake
 from equipoise.nets import Inference, Sifa
-from equipoise.record import Record
+from equipoise.record import Record, Row
 from equipoise.selection import Protocol, best_step
 from equipoise.study import StudyFolder
 from slicestore.errors import InputError
@@ -135,15 +135,9 @@ def facts(record: Record, study: StudyFolder | None, choice: Choice) -> dict[str
     Raises:
         InputError: the step that is meant was no evaluation.
     """
-    rows = {int(row["step"]): row for row in record.rows() if any(name.startswith("quality/") for name in row)}
-    step = choice.step if choice.step is not None else best_step(list(rows.values()), choice.choose)
-    if step is None or (step not in rows and step not in record.weights.steps()):
-        raise InputError(
-            record.folder,
-            found=f"no evaluation after step {step}" if step is not None else f"nothing to choose by {choice.choose!r}",
-            rule="weights are kept at evaluations",
-            remedy=f"choose one of the steps {', '.join(map(str, rows)) or '(there is none yet)'}",
-        )
+    rows = record.rows()
+    step = _step(record, rows, choice)
+    row = next((row for row in rows if row["step"] == step), {})
     verdict = record.verdict
     return {
         "study": study.study.name if study else "",
@@ -155,9 +149,34 @@ def facts(record: Record, study: StudyFolder | None, choice: Choice) -> dict[str
         "verdict": verdict.kind if verdict else None,
         "sentence": verdict.sentence() if verdict else "it has not ended",
         "stability": verdict.stability if verdict else None,
-        "quality": {n: v for n, v in rows.get(step, {}).items() if n.startswith(("quality/", "validator/"))},
+        "quality": {n: v for n, v in row.items() if n.startswith(("quality/", "validator/"))},
         "environment": _environment(record),
     }
+
+
+def _step(record: Record, rows: Sequence[Row], choice: Choice) -> int:
+    """The step after which the weights are meant.
+
+    Raises:
+        InputError: nothing was kept of it.
+    """
+    there = sorted({*record.weights.steps(), *map(checkpoint.step_of, _checkpoints(record))})
+    if choice.step is not None:
+        step, found = choice.step, f"neither weights nor a checkpoint of step {choice.step}"
+    elif choice.choose == "last":
+        step, found = (there or [-1])[-1], "neither weights nor a checkpoint"
+    else:
+        best = best_step(rows, choice.choose)
+        step = -1 if best is None else best
+        found = f"nothing kept that {choice.choose!r} would choose"
+    if step not in there:
+        raise InputError(
+            record.folder,
+            found=found,
+            rule="a run keeps its newest checkpoints, and the weights of evaluations that a protocol would choose",
+            remedy=f"choose one of the steps {', '.join(map(str, there))} with --step" if there else "train it first",
+        )
+    return step
 
 
 def translators(where: Path, choice: Choice, device: torch.device) -> tuple[Sifa, Intake, RunConfig]:
@@ -175,7 +194,10 @@ def translators(where: Path, choice: Choice, device: torch.device) -> tuple[Sifa
         )
     record, _ = run_of(where)
     net = Sifa(record.config.net)
-    net.load_state_dict(_checkpoint(record, choice.step, ema=choice.ema))
+    found = _shared(record, choice.step)
+    if choice.ema and not found["average"]:
+        weights.choose({}, ema=True, where=record.folder)  # refuses
+    net.load_state_dict({**found["net"], **(found["average"] if choice.ema else {})})
     return net.to(device).eval().requires_grad_(False), _intake(record, choice), record.config
 
 
@@ -197,29 +219,31 @@ def _tensors(record: Record, step: int) -> dict[str, Tensor]:
     """E and C1 after a step: as they were kept, else from a checkpoint."""
     if record.weights.path(step).is_file():
         return weights.read(record.weights.path(step))
-    found = checkpoint.load_shared(_folder(record, step)).shared
+    found = _shared(record, step)
     return weights.of(found["net"], found["average"])
 
 
-def _checkpoint(record: Record, step: int | None, *, ema: bool) -> dict[str, Tensor]:
-    found = checkpoint.load_shared(_folder(record, step)).shared
-    if ema and not found["average"]:
-        weights.choose({}, ema=True, where=record.folder)  # refuses
-    return {**found["net"], **(found["average"] if ema else {})}
+def _shared(record: Record, step: int | None) -> dict[str, Any]:
+    """What all ranks share in the newest checkpoint, or in that of a step.
 
-
-def _folder(record: Record, step: int | None) -> Path:
-    there = checkpoint.complete(record.folder / "checkpoints")
-    wanted = [found for found in there if step is None or checkpoint.step_of(found) == step]
-    if not wanted:
-        steps = sorted({*map(checkpoint.step_of, there), *record.weights.steps()})
+    Raises:
+        InputError: there is none.
+    """
+    there = {checkpoint.step_of(found): found for found in _checkpoints(record)}
+    if step is None and there:
+        step = max(there)
+    if step not in there:
         raise InputError(
             record.folder,
-            found="no checkpoint" if step is None else f"neither weights nor a checkpoint of step {step}",
-            rule="a run keeps its newest checkpoints, and the weights that a protocol would choose",
-            remedy=f"choose one of the steps {', '.join(map(str, steps))}" if steps else "train the run first",
+            found="no checkpoint" if step is None else f"no checkpoint of step {step}",
+            rule="a run keeps its newest checkpoints",
+            remedy=f"choose one of the steps {', '.join(map(str, there))} with --step" if there else "train it first",
         )
-    return wanted[-1]
+    return checkpoint.load_shared(there[step]).shared
+
+
+def _checkpoints(record: Record) -> list[Path]:
+    return checkpoint.complete(record.folder / "checkpoints")
 
 
 def _environment(record: Record) -> dict[str, Any]:

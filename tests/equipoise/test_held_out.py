@@ -89,12 +89,16 @@ def test_a_store_that_was_prepared_otherwise_or_has_no_masks_is_refused(
 def test_looks_at_the_test_are_counted_and_a_second_one_has_to_be_asked_for(tmp_path: Path) -> None:
     assert touches(tmp_path) == 0
     touch(tmp_path, again=False)
-    tell(tmp_path, [{"dice": 0.5}])
+    tell(tmp_path, [{"run": "a", "step": 8, "dice": 0.5}])
     assert touches(tmp_path) == 1
     with pytest.raises(InputError, match=r"test\.json: found 1 look at the test subjects already"):
         touch(tmp_path, again=False)
     touch(tmp_path, again=True)
-    assert json.loads((tmp_path / "test.json").read_text()) == {"touches": 2, "rows": [{"dice": 0.5}]}
+    tell(tmp_path, [{"run": "a", "step": 8, "dice": 0.7}, {"run": "b", "step": 4, "dice": 0.6}])
+    assert json.loads((tmp_path / "test.json").read_text()) == {
+        "touches": 2,
+        "rows": [{"run": "a", "step": 8, "dice": 0.7}, {"run": "b", "step": 4, "dice": 0.6}],
+    }
 
 
 def test_a_study_is_tested_once_by_the_choice_of_every_protocol_and_its_report_tells(
@@ -119,6 +123,17 @@ def test_a_study_is_tested_once_by_the_choice_of_every_protocol_and_its_report_t
     assert "test Dice" in (copied / "report.html").read_text()
     assert command("evaluate", copied, store.path, "-o", tmp_path / "o", "--part", "test", "--again").returncode == 0
     assert touches(copied) == 2
+
+
+def test_a_look_by_a_run_of_a_study_is_a_look_of_the_study(
+    copied: Path, store: Store, tmp_path: Path, command: Command
+) -> None:
+    one, other = sorted((copied / "runs").iterdir())
+    assert command("evaluate", one, store.path, "-o", tmp_path / "a", "--part", "test").returncode == 0
+    assert touches(copied) == 1
+    done = command("evaluate", other, store.path, "-o", tmp_path / "b", "--part", "test")
+    assert done.returncode == 2
+    assert "1 look at the test subjects already" in done.stderr
 
 
 def test_validation_subjects_are_no_test_and_a_run_is_judged_by_what_is_chosen(

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -81,11 +81,29 @@ def test_weights_that_were_not_kept_come_from_a_checkpoint_and_other_steps_are_n
     shutil.rmtree(copy / "weights")
     after = load(copy, device=CPU).net.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    with pytest.raises(InputError, match=r"no evaluation after step 5.*choose one of the steps 4, 8"):
+    with pytest.raises(InputError, match=r"neither weights nor a checkpoint of step 5.*one of the steps 4, 8 with"):
         load(copy, Choice(step=5), CPU)
     shutil.rmtree(copy / "checkpoints")
-    with pytest.raises(InputError, match="neither weights nor a checkpoint of step 4"):
-        load(copy, Choice(step=4), CPU)
+    for choice, found in (
+        (Choice(step=4), "neither weights nor a checkpoint of step 4"),
+        (Choice(), "neither weights nor a checkpoint; "),
+        (Choice(choose="oracle"), "nothing kept that 'oracle' would choose"),
+    ):
+        with pytest.raises(InputError, match=rf"{found}.*train it first"):
+            load(copy, choice, CPU)
+    with pytest.raises(InputError, match=r"no checkpoint; .*train it first"):
+        translators(copy, Choice(), CPU)
+
+
+def test_a_run_without_subjects_to_validate_on_is_applied_after_its_last_step(
+    make_store: Callable[..., Store], tiny: RunConfig, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path / "raw", subjects=1)
+    for _ in launch(tmp_path / "run", tiny.at("data.cohort", store.fingerprint), store.path):
+        pass
+    assert load(tmp_path / "run", device=CPU).about["step"] == 8
+    with pytest.raises(InputError, match="nothing kept that 'source' would choose"):
+        load(tmp_path / "run", Choice(choose="source"), CPU)
 
 
 def test_a_run_of_an_earlier_version_takes_its_store_and_no_other(
