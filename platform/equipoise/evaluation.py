@@ -23,7 +23,6 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import bootstrap
 
 from equipoise import writing
 from equipoise.agreement import EMPTY_RULE, MEASURES, SURFACE_RULE, Agreement, agreement
@@ -267,6 +266,8 @@ def average(values: np.ndarray) -> Mean:
     Args:
         values: (subjects,); NaN is left out.
     """
+    from scipy.stats import bootstrap  # a second that other commands need not wait
+
     defined = values[~np.isnan(values)]
     if not len(defined):
         return Mean(math.nan, None, 0)
