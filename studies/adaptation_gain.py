@@ -187,7 +187,7 @@ def main(options: Options) -> None:
             console.print(told(running[done]), highlight=False)
     results = [found for job in jobs if (found := read(job))]
     write(options.results / "table.csv", results)
-    tell(console, results, run, tuned)
+    tell(console, results, run)
 
 
 def planned(options: Options, run: RunConfig, tuned: RunConfig, store: str) -> list[Job]:
@@ -320,7 +320,7 @@ def told(job: Job) -> str:
     )
 
 
-def tell(console: Console, results: Sequence[dict[str, Any]], run: RunConfig, tuned: RunConfig) -> None:
+def tell(console: Console, results: Sequence[dict[str, Any]], run: RunConfig) -> None:
     """Print the table: a row a method."""
     out = Table(title=f"Target test subjects, in the scans' grids; {run.steps} steps, width {run.net.width:g}")
     for name in (
