@@ -32,8 +32,8 @@ seeds, seeds 0, 1, 2, and the share of the gap:
 * One curve of grey values does better than SIFA in all three seeds. Synthetic heads differ by such a curve and little
   else, which real scanners do not; on real scans it is what SIFA has to beat.
 * SIFA beats no adaptation in all seeds, CycleGAN in two of three and by mean, with an eighth of its spread.
-* None of 24 points came to a higher composite than SIFA as it is, on one seed each; three seeds of SIFA differ by .05 of
-  Dice, the six best points by .03. Tuning wants several seeds a point.
+* None of 24 points came to a higher composite than SIFA as it is, on one seed each; three seeds of SIFA differ by .05
+  of Dice, the six best points by .03. Tuning wants several seeds a point.
 * How scores rank these 24 runs by target Dice on validation subjects (Spearman, `search/report.html`): composite .94,
   predicted volume .94, nuclear norm .84, entropy .84, information .83, translated Dice .62. The volume is flattered:
   both modalities' synthetic brains are equally large.
