@@ -45,17 +45,20 @@ c94b555): none .549, CycleGAN .709, SIFA .875, supervised .955. Vessels and 256 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -66,7 +69,7 @@ from equipoise.baselines import Look
 from equipoise.batches import Cohort
 from equipoise.config import PUBLISHED, Precision, RunConfig
 from equipoise.evaluation import judge
-from equipoise.held_out import labelled, masks
+from equipoise.held_out import Masks, labelled, masks, reference
 from equipoise.launch.conduct import conduct, mistakes_told
 from equipoise.launch.options import Options as SearchOptions
 from equipoise.model import run_of
@@ -80,6 +83,7 @@ from slicestore.inputs import inputs_from_table
 from slicestore.phantom import write_cohort
 from slicestore.settings import Preprocessing
 from slicestore.store import Store
+from slicestore.volume import Volume
 
 FIELD_MM = 192.0
 """Side of a synthetic head's slices."""
@@ -263,6 +267,9 @@ def tune(options: Options, run: RunConfig, store: str) -> RunConfig:
 
     folder = options.results / "search"
     there = (folder / "study.json").is_file()
+    if there:  # of these very runs, or an error
+        kept = StudyFolder.open(folder)
+        kept.agree(dataclasses.replace(declared(SearchOptions()), points=max(options.points, kept.study.points)))
     if not (folder / "report.html").is_file() or StudyFolder.open(folder).study.points < options.points:
         conduct(
             declared,
@@ -297,26 +304,39 @@ def train(job: Job) -> None:
         look.panels.save(job.folder / f"step-{look.step:06d}.png")
         looks.append({"step": look.step, **look.quality})
     seconds = time.perf_counter() - began
-    net = Inference(job.run.net)
-    weights.fill(net, weights.of(look.state(), {}), job.folder)
+    failed, tested = "", []
+    try:
+        net = Inference(job.run.net)
+        weights.fill(net, weights.of(look.state(), {}), job.folder)
+        tested = test(masks(net.to(device).eval(), cohort.intake, store, "test"), cohort)
+    except InputError as error:  # networks that are no numbers: a finding, of runs that find nothing
+        failed, tested = error.found, test(nothing(store), cohort)
     result = {
         "method": job.method,
         "config": job.run.to_dict(),
         "seconds": seconds,
         "looks": looks,
-        "test": test(net.to(device).eval(), cohort, store),
+        "failed": str(failed),
+        "test": tested,
     }
     partial = job.result.with_suffix(".partial")
     partial.write_text(json.dumps(result, indent=1))
     partial.replace(job.result)
 
 
-def test(net: Inference, cohort: Cohort, store: Store) -> list[dict[str, Any]]:
+def nothing(store: Store) -> Iterator[Masks]:
+    """What a network predicts of test subjects that predicts nothing."""
+    for entry in labelled(store, "test"):
+        known = reference(store, entry)
+        yield Masks(entry.subject, Volume(np.zeros_like(known.voxels), known.geometry), known)
+
+
+def test(predicted: Iterable[Masks], cohort: Cohort) -> list[dict[str, Any]]:
     """Dice and HD95 of each test subject, in the scan's grid; over structures the mean, the brain class left out."""
     structures = [k for k in range(1, cohort.classes) if k != cohort.brain_class]
     found = []
-    for subject, predicted, reference in masks(net, cohort.intake, store, "test"):
-        rows = judge(subject, predicted, reference, structures, subject)
+    for subject, own, known in predicted:
+        rows = judge(subject, own, known, structures, subject)
         found.append(
             {
                 "subject": subject,
@@ -359,12 +379,14 @@ def tell(console: Console, results: Sequence[dict[str, Any]], run: RunConfig) ->
     for method, mine in of.items():
         early = [r["looks"][-1]["step"] for r in mine if r["looks"][-1]["step"] < run.steps]
         out.add_row(
-            method + (f" (ended at {', '.join(map(str, early))})" if early else ""),
+            method
+            + (f" (ended at {', '.join(map(str, early))})" if early else "")
+            + (f" ({failed} without finite networks)" if (failed := sum(bool(r.get("failed")) for r in mine)) else ""),
             spread(dice[method]),
             " ".join(f"{x:.3f}" for x in dice[method]),
             share(dice, method),
             spread([_mean(r, "hd95_mm") for r in mine], digits=1),
-            spread([r["looks"][-1]["quality/target_dice"] for r in mine]),
+            spread([r["looks"][-1].get("quality/target_dice", math.nan) for r in mine]),
             f"{statistics.mean(r['seconds'] for r in mine) / 60:.1f}",
         )
     out.caption = f"{len(results[0]['test'])} test subjects. +-: one standard deviation over seeds"

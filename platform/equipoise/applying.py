@@ -14,20 +14,20 @@ from typing import Literal
 
 import torch
 
-from equipoise.config import RunConfig
-from equipoise.intake import Intake
-from equipoise.model import Choice, Model, load, translators
-from equipoise.nets import Sifa
+from equipoise.model import Choice, Model, Translators, load, translators
 from equipoise.predict import Manner, predict
 from equipoise.translate import translate
 from slicestore.dicom import holds_dicom
 from slicestore.errors import InputError
-from slicestore.inputs import BRAIN, inputs_from_folder
+from slicestore.inputs import BRAIN
 from slicestore.store import Domain
-from slicestore.volume import SUFFIXES, Volume, inspect, read, write
+from slicestore.volume import SUFFIXES, Volume, read, write
 
 Suffix = Literal[".nii.gz", ".nii", ".mha", ".nrrd"]
 Device = Literal["auto", "cpu", "cuda"]
+Existing = Literal["refuse", "skip", "replace"]
+"""What becomes of a result that is there: nothing is done at all; its volume is left out, if all of its results are
+there; or it is replaced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,21 @@ class Task:
         return read(self.image, self.component), read(self.brain) if self.brain else None
 
     def write(self, files: Sequence[Path], volumes: Sequence[Volume], warnings: Sequence[str]) -> Done:
-        """Write results on the volume's grid."""
+        """Write results on the volume's grid.
+
+        Raises:
+            InputError: the disk refused.
+        """
         for volume, file in zip(volumes, files, strict=True):
-            write(volume, file, like=self.image)
+            try:
+                write(volume, file, like=self.image)
+            except (OSError, RuntimeError) as error:  # the latter is how SimpleITK tells of a full disk
+                raise InputError(
+                    file,
+                    found=f"a disk that refuses ({(str(error).splitlines() or [type(error).__name__])[-1].strip()})",
+                    rule="a result is written whole or not at all",
+                    remedy="make room or mend the right to write, and do what is missing with --existing skip",
+                ) from error
         return Done(self, tuple(files), tuple(warnings))
 
 
@@ -79,6 +91,7 @@ class Segmenting:
 
     model: Path
     choice: Choice
+    """Such as `Model.choice`, so that all volumes get the same weights."""
     manner: Manner
     probability: bool = False
     suffix: Suffix = ".nii.gz"
@@ -120,9 +133,11 @@ class Translating:
     def __call__(self, task: Task) -> Done:
         """Translate one volume; what is wrong with it is told, and never raised."""
         try:
-            net, intake, _ = _translators(self.run, self.choice, self.device)
+            found = _translators(self.run, self.choice, self.device)
             volume, brain = task.read()
-            made, odd = translate(net, intake, volume, of=self.of, brain=brain, batch=self.batch, where=task.image)
+            made, odd = translate(
+                found.net, found.intake, volume, of=self.of, brain=brain, batch=self.batch, where=task.image
+            )
             return task.write(self.files(task), [made], odd)
         except InputError as error:
             return Done(task, error=str(error))
@@ -136,7 +151,7 @@ def tasks(
     component: int | None = None,
     tell: Callable[[str], None] = lambda said: None,
 ) -> list[Task]:
-    """Find the volumes that are meant, and check that each can be read as far as its header goes.
+    """Find the volumes that are meant; whether they can be read is found when they are.
 
     Args:
         volumes: files of images, folders of DICOM files, or folders of either. In a folder what continues another
@@ -147,7 +162,7 @@ def tasks(
         tell: is told what was left aside.
 
     Raises:
-        InputError: nothing there, two volumes of one name, or what `volume.inspect` refuses.
+        InputError: nothing there, or two volumes of one name.
     """
     if not volumes:
         raise InputError("volumes", found="none", rule="volumes are named behind the model", remedy="name some")
@@ -163,24 +178,31 @@ def tasks(
                 rule="results are named like their volumes, in one folder",
                 remedy="give them in several calls, each with a folder of its own",
             )
-        inspect(task.image, task.component)
     return found
 
 
-def free(files: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse results that would take the place of files, before anything is done.
+def wanted(found: Sequence[Task], files: Callable[[Task], list[Path]], existing: Existing) -> list[Task]:
+    """The tasks that are to be done, as to what is there already.
+
+    Args:
+        found: all that are meant.
+        files: where a task's results go.
+        existing: see `Existing`.
 
     Raises:
-        InputError: a file is there, and may not be replaced.
+        InputError: a result would take the place of a file, and may not.
     """
-    there = [file for file in files if file.exists()]
-    if there and not overwrite:
+    there = [file for task in found for file in files(task) if file.exists()]
+    if there and existing == "refuse":
         raise InputError(
             there[0],
             found="a file that is there" + (f", and {len(there) - 1} more" if len(there) > 1 else ""),
             rule="a result takes no file's place unasked: it might be somebody's own mask",
-            remedy="give another folder, or --overwrite",
+            remedy="give another folder, or --existing skip, or --existing replace",
         )
+    if existing == "skip":
+        return [task for task in found if not all(file.exists() for file in files(task))]
+    return list(found)
 
 
 def device_of(name: Device) -> torch.device:
@@ -195,19 +217,26 @@ def device_of(name: Device) -> torch.device:
 
 
 def _tasks(path: Path, out: Path, brain: str, component: int | None, tell: Callable[[str], None]) -> Iterator[Task]:
+    images = [path]
+    if not path.exists():
+        raise InputError(path, found="nothing", rule="a volume is a file or a folder", remedy="check the path")
     if path.is_dir() and not holds_dicom(path):
-        inputs = inputs_from_folder(path, "target", brain=brain, component=component)
-        stems = {_stem(one.image) for one in inputs}
-        aside = [one.image for one in inputs if any(_stem(one.image).startswith(f"{stem}_") for stem in stems)]
+        there = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
+        images = [one for one in there if (holds_dicom(one) if one.is_dir() else one.name.lower().endswith(SUFFIXES))]
+        stems = {_stem(one) for one in images}
+        aside = [one for one in images if any(_stem(one).startswith(f"{stem}_") for stem in stems)]
+        images = [one for one in images if one not in aside]
         if aside:
-            tell(f"left aside as masks: {len(aside)} files, such as {aside[0].name}; name a file to have it done")
-        for one in inputs:
-            if one.image not in aside:
-                yield Task(one.image, out / _stem(one.image), one.brain, one.component)
-        return
-    stem = _stem(path)
-    masks = [path.with_name(f"{stem}_{brain}{suffix}") for suffix in SUFFIXES]
-    yield Task(path, out / stem, next((mask for mask in masks if mask.is_file()), None), component)
+            names = ", ".join(one.name for one in aside[:3])
+            tell(f"left aside as masks: {len(aside)} files, such as {names}; name a file to have it done")
+        if not images:
+            raise InputError(
+                path, found="no volume", rule=f"a volume ends in one of {', '.join(SUFFIXES)}", remedy="check the path"
+            )
+    for image in images:
+        stem = _stem(image)
+        masks = [image.with_name(f"{stem}_{brain}{suffix}") for suffix in SUFFIXES]
+        yield Task(image, out / stem, next((mask for mask in masks if mask.is_file()), None), component)
 
 
 def _stem(path: Path) -> str:
@@ -224,6 +253,6 @@ def _model(path: Path, choice: Choice, device: Device) -> Model:
 
 
 @lru_cache(maxsize=1)
-def _translators(path: Path, choice: Choice, device: Device) -> tuple[Sifa, Intake, RunConfig]:
+def _translators(path: Path, choice: Choice, device: Device) -> Translators:
     torch.set_flush_denormal(True)
     return translators(path, choice, device_of(device))

@@ -352,9 +352,9 @@ class Copies(NoCopies):
             names += ["verdict.json"] if extent.ended else []
             texts = {name: (self.folder / name).read_bytes() for name in names}
             weights = [f"weights/{path.name}" for path in sorted((self.folder / "weights").glob("step-*.safetensors"))]
-            there = self._names or {} if self._known and self._known.returns == extent.returns else {}
+            sure = self._known.step if self._known and self._known.returns == extent.returns else -1
             wanted = [
-                *(name for name in weights if name not in there),
+                *(name for name in weights if name not in (self._names or {}) or _step_in(name) > sure),
                 *(
                     f"checkpoints/{c}/{part}"
                     for c, parts in extent.checkpoints.items()
@@ -430,6 +430,11 @@ class Copies(NoCopies):
         for name in gone:
             del self._names[name]
         self.place.tidy()
+
+
+def _step_in(name: str) -> int:
+    """The step that a file of weights is of: after the copy's checkpoint a run may have come to other numbers."""
+    return int(Path(name).stem.removeprefix("step-"))
 
 
 def _returned_to(folder: Path) -> list[int]:

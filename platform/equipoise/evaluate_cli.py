@@ -39,8 +39,8 @@ class Against:
     """What is asked where networks are judged against a store."""
 
     part: Held = "val"
-    """Target subjects of which part: those that validate, or those of the test, who are looked at once. A study's test
-    takes the choice of every protocol."""
+    """Target subjects of which part: those that validate, or those of the test, who are looked at once. A study is
+    judged by the choice of every protocol, unless one is named."""
     again: bool = False
     """Look at test subjects once more; it is counted, and the study's report tells it."""
     device: Device = "auto"
@@ -76,7 +76,9 @@ def evaluate(
     if out.exists() and not out.is_dir():
         raise InputError(out, found="a file", rule="results go into a folder", remedy="name another place")
     console = Console()
-    if not (reference.startswith("s3://") or (Path(reference) / MANIFEST).is_file()):
+    of_store = reference.startswith("s3://") or (Path(reference) / MANIFEST).is_file()
+    _refuse_idle(of_store, mask, (against, choice, manner) != (PLAINLY, LAST, PLAIN))
+    if not of_store:
         _masks(console, predicted, Path(reference), out, mask, structures)
         return
     held = _Held(Store.open(reference), against, manner, structures)
@@ -90,6 +92,17 @@ def evaluate(
     for row in rows:
         _print(console, f"{row['run'] or folder.name}, step {row['step']} ({', '.join(row['protocols'])}): Dice "
                f"{row['dice']:.3f} over {row['subjects']} {against.part} subjects")  # fmt: skip
+
+
+def _refuse_idle(of_store: bool, mask: str | None, told: bool) -> None:
+    """Options that could take no effect are mistakes."""
+    if (of_store and mask) or (told and not of_store):
+        raise InputError(
+            "evaluate",
+            found="--mask, with a store" if of_store else "options of networks, with files of masks",
+            rule="--mask goes with files; --part, --again, --device, and what chooses and applies weights, with stores",
+            remedy="leave it out" if of_store else "leave them out, or name a store",
+        )
 
 
 Chosen = tuple[tuple[Path, Choice], list[str]]
@@ -110,7 +123,9 @@ class _Held:
         labelled(self.store, self.against.part)
         models = [(load(*one, device_of(self.against.device)), names) for one, names in chosen]
         for model, _ in models:
-            check(model.intake, self.store)
+            self.check(model)
+            for said in model.warnings():
+                _print(console, f"warning: {said}", style="yellow")
         tests = self.against.part == "test"
         if tests:
             touch(folder, again=self.against.again)
@@ -119,7 +134,7 @@ class _Held:
             found = self.evaluation(console, model)
             found.write(out if len(models) == 1 else out / f"{model.about['run']}-step-{model.about['step']}")
             told(console, found)
-            rows.append(_row(model, names, found))
+            rows.append(self.row(model, names, found))
         if tests:
             tell(folder, rows)
         return rows
@@ -135,18 +150,39 @@ class _Held:
                 progress(number, len(entries), one.subject)
         return Evaluation(tuple(rows))
 
+    def check(self, model: Model) -> None:
+        """Refuse a network by which nobody was held back, and classes that it cannot find."""
+        check(model.intake, self.store)
+        if model.config.data.split != "subject":
+            raise InputError(
+                model.place,
+                found=f"data.split {model.config.data.split!r}",
+                rule="subjects are held back where training was split by subject",
+                remedy="predict subjects that it was not trained on, and compare files of masks",
+            )
+        for structure in self.structures:
+            if not 0 < structure < self.store.classes:
+                raise InputError(
+                    "--structures",
+                    found=structure,
+                    rule=f"the store's classes are 1 to {self.store.classes - 1}",
+                    remedy="name some of these",
+                )
 
-def _row(model: Model, names: Sequence[str], found: Evaluation) -> dict[str, Any]:
-    """What `test.json` says of a choice: Dice over subjects, of each the mean over structures."""
-    dice = average(np.mean([found.values(k, "dice") for k in found.structures], axis=0))
-    return {
-        "protocols": list(names),
-        "run": model.about["run"],
-        "step": model.about["step"],
-        "dice": dice.mean,
-        "interval": list(dice.interval) if dice.interval else None,
-        "subjects": len(found.subjects),
-    }
+    def row(self, model: Model, names: Sequence[str], found: Evaluation) -> dict[str, Any]:
+        """What `test.json` says of a choice: Dice over subjects, of each the mean over structures."""
+        dice = average(np.mean([found.values(k, "dice") for k in found.structures], axis=0))
+        manner = {"ema": model.about["ema"], "flips": self.manner.flips, "structures": self.structures}
+        usual = {"ema": False, "flips": "none", "structures": ()}
+        return {
+            "protocols": list(names),
+            "run": model.about["run"],
+            "step": model.about["step"],
+            "manner": ", ".join(f"{k} {v}" for k, v in manner.items() if v != usual[k]),
+            "dice": dice.mean,
+            "interval": list(dice.interval) if dice.interval else None,
+            "subjects": len(found.subjects),
+        }
 
 
 def _choices(study: StudyFolder) -> list[Chosen]:
@@ -170,5 +206,5 @@ def _masks(
     _print(console, f"{out}: subjects.csv, summary.json, agreement.png")
 
 
-def _print(console: Console, said: str) -> None:
-    console.print(said, markup=False, highlight=False, soft_wrap=True)
+def _print(console: Console, said: str, style: str | None = None) -> None:
+    console.print(said, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -36,6 +36,8 @@ from slicestore.volume import SUFFIXES, Volume, inspect, read
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
 """The interval of a mean: percentiles of the means of so many draws of subjects, with replacement."""
+SHARES = "_probability"
+"""In names of what `predict` writes beside masks."""
 TOLD = 5
 """Subjects that an error names before it counts the rest."""
 Progress = Callable[[int, int, str], None]
@@ -57,7 +59,7 @@ def pairs(predicted: Path, reference: Path, mask: str | None = None) -> list[Pai
     """Pair two files, or the files of two folders that are called after the same subject.
 
     A subject is a file's name without suffix and without `_mask`, `_seg` or `_label`. Where one folder holds both
-    `NAME.nii.gz` and `NAME_mask.nii.gz`, the first is an image and left aside.
+    `NAME.nii.gz` and `NAME_mask.nii.gz`, the first is an image and left aside; so are `predict`'s probabilities.
 
     Args:
         predicted: a file of `slicestore.volume.SUFFIXES`, or a folder of such.
@@ -100,7 +102,7 @@ def _kind(place: Path) -> str:
 def _files(place: Path) -> list[Path]:
     if place.is_file():
         return [place]
-    shown = (file for file in sorted(place.iterdir()) if not file.name.startswith("."))
+    shown = (file for file in sorted(place.iterdir()) if not (file.name.startswith(".") or SHARES in file.name))
     return [file for file in shown if file.is_file() and file.name.lower().endswith(SUFFIXES)]
 
 
@@ -323,6 +325,13 @@ def evaluate(
             found=f"no class but background in the masks of {len(pairs)} subjects",
             rule="what is evaluated is a class above 0 of some mask",
             remedy="check the paths, or name the classes (`structures`)",
+        )
+    if found and (strange := set(structures or ()) - found):
+        raise InputError(
+            "structures",
+            found=f"class {min(strange)}, which is in no mask",
+            rule=f"the masks hold the classes {', '.join(map(str, sorted(found)))}",
+            remedy="name some of these",
         )
     rows: list[Row] = []
     classes = sorted(set(structures or found))

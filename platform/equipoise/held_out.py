@@ -63,7 +63,7 @@ def masks(net: Inference, intake: Intake, store: Store, part: Held, manner: Mann
     pixel of the store.
 
     Raises:
-        InputError: there are none, the store was prepared otherwise than the network's cohort, or is damaged.
+        InputError: there are none, the store is not the network's, or is damaged.
     """
     check(intake, store)
     for entry in labelled(store, part):
@@ -86,22 +86,18 @@ def reference(store: Store, entry: Entry) -> Volume:
 
 
 def check(intake: Intake, store: Store) -> None:
-    """Refuse a store whose slices are others than the network's.
+    """Refuse a store other than the network's: whom it holds back, the network may have been trained on.
 
     Raises:
-        InputError: preprocessing or classes differ.
+        InputError: it is another cohort, or the same split otherwise.
     """
-    for what, own, theirs in (
-        ("preprocessing", intake.preprocessing.fingerprint, store.preprocessing.fingerprint),
-        ("classes", intake.classes, store.classes),
-    ):
-        if own != theirs:
-            raise InputError(
-                store.path,
-                found=f"{what} {theirs}",
-                rule=f"the network was trained on {what} {own}",
-                remedy="prepare these volumes as its cohort was, or predict from the raw volumes and compare files",
-            )
+    if store.fingerprint != intake.cohort:
+        raise InputError(
+            store.path,
+            found=f"cohort {store.fingerprint[:12]}",
+            rule=f"the network was trained on cohort {intake.cohort[:12]}, and knows only its subjects to be held back",
+            remedy="name that store; of other subjects predict the raw volumes, and compare files of masks",
+        )
 
 
 def touches(folder: Path) -> int:
@@ -121,15 +117,15 @@ def touch(folder: Path, *, again: bool) -> None:
             folder / TESTED,
             found=f"{before} {'look' if before == 1 else 'looks'} at the test subjects already",
             rule="test subjects are looked at once: whoever looks again and chooses has none",
-            remedy="read the result there, or say --again, which is counted and told",
+            remedy="read what it found there (a look that broke off left nothing), or say --again, which is counted",
         )
     write(folder / TESTED, json.dumps({**_read(folder), "touches": before + 1}, indent=2))
 
 
 def tell(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write what was found, beside the count: of a run's step the newest look counts."""
+    """Write what was found, beside the count: of a run's step, judged in the same manner, the newest look counts."""
     found = _read(folder)
-    seen = {(row["run"], row["step"]): dict(row) for row in [*found.get("rows", []), *rows]}
+    seen = {(row["run"], row["step"], row["manner"]): dict(row) for row in [*found.get("rows", []), *rows]}
     write(folder / TESTED, json.dumps({**found, "rows": list(seen.values())}, indent=2))
 
 

@@ -110,8 +110,8 @@ class Intake:
                 v for n, v in off[domain].items() if n != SLICE_MM
             )
             found.append(
-                f"its {worst}th percentile is {own[worst]:.2f} standard deviations from its mean; among the {domain} "
-                f"training subjects it is {low:.2f} to {high:.2f}"
+                f"{worst} % of its values lie below {own[worst]:.2f} standard deviations from its mean; of those of "
+                f"{domain} training subjects, below {_span(low, high)}"
                 + (f": it looks more like the {other} modality" if nearer else ": another modality or protocol?")
             )
         if off[domain][SLICE_MM] > 0:
@@ -123,7 +123,8 @@ class Intake:
             if n > self.preprocessing.size
         ]
         if lost:
-            found.append(f"it is larger than what the network sees, so that no structure is looked for in {lost[0]}")
+            beyond = " and ".join(lost)
+            found.append(f"it is larger than what the network sees, so that no structure is looked for in {beyond}")
         return found
 
     def to_dict(self) -> dict[str, Any]:

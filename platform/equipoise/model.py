@@ -10,19 +10,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from equipoise import checkpoint, package, weights
-from equipoise.config import RunConfig
+from equipoise.config import RunConfig, SpeedConfig
 from equipoise.intake import Intake
 from equipoise.nets import Inference, Sifa
 from equipoise.record import Record, Row
 from equipoise.selection import Protocol, best_step
+from equipoise.speed import arrange
 from equipoise.study import StudyFolder
 from slicestore.errors import InputError
+from slicestore.place import Place
 from slicestore.store import Store
 
 
@@ -55,6 +57,10 @@ class Model:
     """Of the run that trained it."""
     about: Mapping[str, Any]
     """Study, run, step, protocol, verdict, S, Dice: plain data, without a name of a place."""
+    place: Path = Path()
+    """Folder of the run, or of the model."""
+    choice: Choice = LAST
+    """By which `load` gives these very weights from there again, though the run trains on."""
 
     @property
     def device(self) -> torch.device:
@@ -63,8 +69,7 @@ class Model:
 
     def warnings(self) -> list[str]:
         """What a user should know before trusting it, in sentences."""
-        said = self.about.get("sentence")
-        return [] if self.about.get("verdict") in ("stable", "d wins", None) else [f"the run that trained it: {said}"]
+        return told_of(self.about)
 
 
 def load(where: Path, choice: Choice = LAST, device: torch.device | None = None) -> Model:
@@ -79,6 +84,8 @@ def load(where: Path, choice: Choice = LAST, device: torch.device | None = None)
         InputError: no such folder, weights that were not kept, a damaged file, or a choice where a model leaves none.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    arrange(SpeedConfig())  # float32 is float32, as where the run was scored
+    pinned, place = LAST, where
     if (where / package.FACTS).is_file():
         if choice != LAST:
             raise InputError(
@@ -93,9 +100,16 @@ def load(where: Path, choice: Choice = LAST, device: torch.device | None = None)
         record, study = run_of(where)
         config, intake, about = record.config, _intake(record, choice), facts(record, study, choice)
         found = weights.choose(_tensors(record, about["step"]), ema=choice.ema, where=record.folder)
+        pinned, place = Choice(step=about["step"], ema=choice.ema, store=_absolute(choice.store)), record.folder
     net = Inference(config.net)
     weights.fill(net, found, where)
-    return Model(net.to(device).eval().requires_grad_(False), intake, config, about)
+    return Model(net.to(device).eval().requires_grad_(False), intake, config, about, place.absolute(), pinned)
+
+
+def told_of(about: Mapping[str, Any]) -> list[str]:
+    """What a user of a run's networks should know of the run, in sentences."""
+    calm = ("stable", "d wins", None)
+    return [] if about.get("verdict") in calm else [f"the run that trained it: {about['sentence']}"]
 
 
 def run_of(where: Path) -> tuple[Record, StudyFolder | None]:
@@ -133,11 +147,16 @@ def facts(record: Record, study: StudyFolder | None, choice: Choice) -> dict[str
     """What is known of a run's weights: plain data.
 
     Raises:
-        InputError: the step that is meant was no evaluation.
+        InputError: nothing was kept of the step that is meant.
     """
     rows = record.rows()
     step = _step(record, rows, choice)
     row = next((row for row in rows if row["step"] == step), {})
+    scored = {n: v for n, v in row.items() if n.startswith(("quality/", "validator/"))}
+    if choice.ema:
+        scored = {n.replace("ema_", ""): v for n, v in scored.items() if n.startswith("quality/ema_")}
+    else:
+        scored = {n: v for n, v in scored.items() if not n.startswith("quality/ema_")}
     verdict = record.verdict
     return {
         "study": study.study.name if study else "",
@@ -149,7 +168,7 @@ def facts(record: Record, study: StudyFolder | None, choice: Choice) -> dict[str
         "verdict": verdict.kind if verdict else None,
         "sentence": verdict.sentence() if verdict else "it has not ended",
         "stability": verdict.stability if verdict else None,
-        "quality": {n: v for n, v in row.items() if n.startswith(("quality/", "validator/"))},
+        "quality": scored,
         "environment": _environment(record),
     }
 
@@ -163,8 +182,9 @@ def _step(record: Record, rows: Sequence[Row], choice: Choice) -> int:
     there = sorted({*record.weights.steps(), *map(checkpoint.step_of, _checkpoints(record))})
     if choice.step is not None:
         step, found = choice.step, f"neither weights nor a checkpoint of step {choice.step}"
-    elif choice.choose == "last":
-        step, found = (there or [-1])[-1], "neither weights nor a checkpoint"
+    elif choice.choose == "last":  # evaluation, of which there may be newer checkpoints
+        kept = record.weights.steps() or [step for step in there if step == best_step(rows, "last")] or there
+        step, found = (kept or [-1])[-1], "neither weights nor a checkpoint"
     else:
         best = best_step(rows, choice.choose)
         step = -1 if best is None else best
@@ -179,8 +199,20 @@ def _step(record: Record, rows: Sequence[Row], choice: Choice) -> int:
     return step
 
 
-def translators(where: Path, choice: Choice, device: torch.device) -> tuple[Sifa, Intake, RunConfig]:
-    """All networks of a run, in evaluation mode, from the newest checkpoint or that of `choice.step`.
+class Translators(NamedTuple):
+    """All networks of a run, in evaluation mode."""
+
+    net: Sifa
+    intake: Intake
+    about: Mapping[str, Any]
+    """See `Model.about`."""
+    place: Path
+    choice: Choice
+    """See `Model.choice`."""
+
+
+def translators(where: Path, choice: Choice, device: torch.device) -> Translators:
+    """All networks of a run, from the newest checkpoint or that of `choice.step`.
 
     Raises:
         InputError: a model's folder, which has no generator; or no checkpoint of that step.
@@ -192,13 +224,17 @@ def translators(where: Path, choice: Choice, device: torch.device) -> tuple[Sifa
             rule="G and U translate, and are in a run's checkpoints",
             remedy="name the run's folder",
         )
-    record, _ = run_of(where)
+    record, study = run_of(where)
+    arrange(SpeedConfig())
     net = Sifa(record.config.net)
     found = _shared(record, choice.step)
+    pinned = Choice(step=found["step"], ema=choice.ema, store=_absolute(choice.store))
     if choice.ema and not found["average"]:
         weights.choose({}, ema=True, where=record.folder)  # refuses
     net.load_state_dict({**found["net"], **(found["average"] if choice.ema else {})})
-    return net.to(device).eval().requires_grad_(False), _intake(record, choice), record.config
+    about = facts(record, study, pinned)
+    net = net.to(device).eval().requires_grad_(False)
+    return Translators(net, _intake(record, choice), about, record.folder.absolute(), pinned)
 
 
 def _intake(record: Record, choice: Choice) -> Intake:
@@ -244,6 +280,11 @@ def _shared(record: Record, step: int | None) -> dict[str, Any]:
 
 def _checkpoints(record: Record) -> list[Path]:
     return checkpoint.complete(record.folder / "checkpoints")
+
+
+def _absolute(store: str | None) -> str | None:
+    """A store as every machine finds it."""
+    return None if store is None else Place.at(store).url
 
 
 def _environment(record: Record) -> dict[str, Any]:

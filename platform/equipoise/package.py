@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import warnings
@@ -74,6 +75,7 @@ def write(
         InputError: the folder has something in it.
         StorageError: the disk refused.
     """
+    folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
             folder,
@@ -111,12 +113,19 @@ def read(folder: Path) -> Package:
     """
     facts = _facts(folder)
     data = {name: _whole(folder / name, facts["sha256"]) for name in (WEIGHTS, INTAKE, CONFIG)}
-    return Package(
-        RunConfig.from_dict(json.loads(data[CONFIG])),
-        Intake.from_dict(json.loads(data[INTAKE])),
-        weights.parsed(data[WEIGHTS], folder / WEIGHTS),
-        facts["about"],
-    )
+    name = CONFIG
+    try:
+        config = RunConfig.from_dict(json.loads(data[name]))
+        name = INTAKE
+        intake = Intake.from_dict(json.loads(data[name]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            folder / name,
+            found=f"settings that this version does not know ({error})",
+            rule="a model is read by a version that knows its settings",
+            remedy="use the version that exported it, or export the run again with this one",
+        ) from error
+    return Package(config, intake, weights.parsed(data[WEIGHTS], folder / WEIGHTS), facts["about"])
 
 
 def program(net: Inference, intake: Intake) -> bytes:
@@ -186,4 +195,13 @@ def _whole(path: Path, sums: Mapping[str, str]) -> bytes:
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, indent=2).encode() + b"\n"
+    """Strict JSON, which has no NaN: non-finite values are written by their names, as in records."""
+    return json.dumps(_strict(data), indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _strict(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {name: _strict(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_strict(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from rich.console import Console
 from tyro.conf import Positional
 
 from equipoise import package
-from equipoise.applying import Device, Done, Segmenting, Suffix, Task, Translating, device_of, free, tasks
-from equipoise.model import LAST, Choice, load, translators
+from equipoise.applying import Device, Done, Existing, Segmenting, Suffix, Task, Translating, device_of, tasks, wanted
+from equipoise.model import LAST, Choice, load, told_of, translators
 from equipoise.predict import PLAIN, Manner
 from equipoise.store_cli import shown
 from slicestore.errors import InputError
@@ -37,7 +38,7 @@ class Handling:
     """Folder of the results."""
     suffix: Suffix = ".nii.gz"
     """Format of the results. NIfTI has 32 bits for a number of the grid: what comes from another format is rounded to
-    that; .mha and .nrrd keep 64."""
+    that; .mha keeps 64."""
     brain: str | None = None
     """What a brain mask's file name adds to its image's ("brain_mask"), for preprocessing that needs masks."""
     component: int | None = None
@@ -48,8 +49,29 @@ class Handling:
     """A Ray cluster ("auto" or HOST:PORT) that shares out the volumes; every node must see all paths."""
     gpus_per_volume: float | None = None
     """With --address; without it, 1 where the cluster has GPUs, else 0."""
-    overwrite: bool = False
-    """Replace results that are there."""
+    existing: Existing = "refuse"
+    """Of results that are there: do nothing at all, skip volumes that have all of theirs, or replace them."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: a card for each volume without a cluster, or results that would go into a file.
+        """
+        if self.gpus_per_volume is not None and self.address is None:
+            raise InputError(
+                "--gpus-per-volume",
+                found=self.gpus_per_volume,
+                rule="it is a share of a cluster's cards",
+                remedy="name the cluster with --address, or leave it out",
+            )
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(self.out, found="a file", rule="results go into a folder", remedy="name another place")
+
+    @property
+    def here(self) -> torch.device:
+        """Where networks are looked at before any volume is; a cluster's workers have cards of their own."""
+        return device_of(self.device if self.address is None else "cpu")
 
 
 def predict(
@@ -71,16 +93,16 @@ def predict(
         manner: how networks are applied.
         probability: write each structure's probability too, float32: NAME_probability.nii.gz.
     """
+    console = Console()
+    ready = load(model, choice, handling.here)  # what is wrong with it is told before a volume is read
     work = Segmenting(
-        model=model.absolute(),
-        choice=choice,
+        model=ready.place,
+        choice=ready.choice,  # these weights for all volumes, though the run may train on
         manner=manner,
         probability=probability,
         suffix=handling.suffix,
         device=handling.device,
     )
-    console = Console()
-    ready = load(model, choice, device_of(handling.device))  # what is wrong with it is told before a volume is read
     todo = _todo(console, volumes, handling, partial(work.files, classes=ready.intake.classes))
     for said in ready.warnings():
         _warn(console, said)
@@ -116,12 +138,16 @@ def translate(
             rule="translating takes G and U, which only checkpoints hold",
             remedy="name a checkpoint with --step, or take the newest",
         )
-    work = Translating(
-        run=run.absolute(), choice=choice, of=of, batch=batch, suffix=handling.suffix, device=handling.device
-    )
     console = Console()
-    translators(run, choice, device_of(handling.device))
-    _apply(console, work, _todo(console, volumes, handling, work.files), handling)
+    ready = translators(run, choice, handling.here)
+    work = Translating(
+        run=ready.place, choice=ready.choice, of=of, batch=batch, suffix=handling.suffix, device=handling.device
+    )
+    todo = _todo(console, volumes, handling, work.files)
+    for said in told_of(ready.about):
+        _warn(console, said)
+    del ready
+    _apply(console, work, todo, handling)
 
 
 def export(
@@ -154,8 +180,7 @@ def _todo(
     found = tasks(
         volumes, handling.out, brain=handling.brain, component=handling.component, tell=partial(_print, console)
     )
-    free([file for task in found for file in files(task)], overwrite=handling.overwrite)
-    return found
+    return wanted(found, files, handling.existing)
 
 
 def _apply(console: Console, work: Segmenting | Translating, todo: Sequence[Task], handling: Handling) -> None:
@@ -165,7 +190,7 @@ def _apply(console: Console, work: Segmenting | Translating, todo: Sequence[Task
         SystemExit: 1 where a volume failed.
     """
     failed: list[Done] = []
-    with _spread(handling) as spread, shown(console, "reading") as told:
+    with _spread(handling) as spread, shown(console, "the first volume") as told:
         for number, done in enumerate(spread(work, todo), start=1):
             for said in done.warnings:
                 _warn(console, f"{done.task.image.name}: {said}")
@@ -173,7 +198,7 @@ def _apply(console: Console, work: Segmenting | Translating, todo: Sequence[Task
             told(number, len(todo), done.task.image.name)
     for done in failed:
         _print(console, f"error: {done.error}", style="red")
-    _print(console, f"{todo[0].stem.parent}: {len(todo) - len(failed)} of {len(todo)} volumes done")
+    _print(console, f"{handling.out}: {len(todo) - len(failed)} of {len(todo)} volumes done")
     if failed:
         sys.exit(1)
 
@@ -195,4 +220,5 @@ def _spread(handling: Handling) -> Iterator[Spread]:
     from equipoise.launch.spread import ray_tasks
 
     with connect(handling.address):
-        yield partial(ray_tasks, gpus=Share.here(1, handling.gpus_per_volume).gpus)
+        gpus = 0.0 if handling.device == "cpu" else Share.here(1, handling.gpus_per_volume).gpus
+        yield partial(ray_tasks, gpus=gpus)

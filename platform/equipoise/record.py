@@ -226,7 +226,11 @@ class Record:
         append(self.folder / "attempts.jsonl", json.dumps(dataclasses.asdict(attempt)) + "\n")
 
     def rewind(self, step: int) -> list[Row]:
-        """Drop, and give back, what was recorded after `step`: the run continues from there and will say it again."""
+        """Drop, and give back, what was recorded after `step`: the run continues from there and will say it again.
+
+        Weights that were kept after it are let go of, too.
+        """
+        self.weights.drop_after(step)
         path = self.folder / "signals.jsonl"
         with told(path):
             rows = self.rows()

@@ -66,14 +66,15 @@ class Tested:
             return None
         try:
             found = json.loads(path.read_text())
-            cells = {(str(row["run"]), int(row["step"])): _test_dice(row) for row in found["rows"]}
+            plain = [row for row in found.get("rows", []) if not row.get("manner")]  # none yet: a look that broke off
+            cells = {(str(row["run"]), int(row["step"])): _test_dice(row) for row in plain}
             return cls(int(found["touches"]), cells)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 path,
                 found=f"no readable test scores ({type(error).__name__})",
                 rule="a study's test scores are written whole",
-                remedy="remove the file, and test the study again",
+                remedy="mend it, keeping its count of touches, and test the study again with --again",
             ) from error
 
 

@@ -12,6 +12,7 @@ from equipoise.intake import Intake
 from equipoise.nets import Sifa
 from equipoise.predict import batches
 from equipoise.shelf import unframed
+from slicestore.errors import InputError
 from slicestore.preprocess import prepare, restore
 from slicestore.settings import Prepared
 from slicestore.store import Domain
@@ -44,10 +45,11 @@ def translate(
         where: what to call the volume in complaints.
 
     Raises:
-        InputError: what preprocessing refuses.
+        InputError: what preprocessing refuses; or images that are not finite.
     """
     prepared = prepare(volume, None, intake.preprocessing, brain=brain, where=where)
     made = images(net, intake, prepared, of, batch)
+    _check(made, where)
     low, high = intake.limits["target" if of == "source" else "source"]
     above = (made + 1) * ((high - low) / 2)  # over the darkest, so that what `restore` leaves 0 is that
     shown = restore(above, prepared.record, linear=True)
@@ -64,3 +66,13 @@ def images(net: Sifa, intake: Intake, prepared: Prepared, of: Domain, batch: int
             out = net.generator(x) if of == "source" else net.decoder(net.encoder(x, "target").high, x)
             made.append(unframed(out[:, intake.channels // 2], intake.frame).float().cpu().numpy())
     return np.concatenate(made)
+
+
+def _check(made: np.ndarray, where: object) -> None:
+    if not np.isfinite(made).all():
+        raise InputError(
+            where,
+            found=f"{np.count_nonzero(~np.isfinite(made))} translated pixels that are not finite",
+            rule="an image is made of numbers",
+            remedy="choose another run or an earlier checkpoint with --step: this one's networks have diverged",
+        )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equipoise.nets import Inference
-from equipoise.writing import told, write_bytes
+from equipoise.writing import refusal, told, write_bytes
 from slicestore.errors import InputError
 
 EMA = "ema."
@@ -76,11 +76,17 @@ def read(path: Path) -> dict[str, Tensor]:
         InputError: no such file, or no safetensors file; nothing in it is unpickled.
     """
     try:
-        return parsed(path.read_bytes(), path)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(
-            path, found="no such file", rule="weights lie in a file of their own", remedy="check the path"
+            path,
+            found="no such file any more",
+            rule="a run that trains lets go of weights that no protocol would choose now",
+            remedy="ask again, or wait for its end",
         ) from None
+    except OSError as error:
+        raise refusal(path, error) from error
+    return parsed(data, path)
 
 
 def parsed(data: bytes, where: Path) -> dict[str, Tensor]:
@@ -95,7 +101,7 @@ def parsed(data: bytes, where: Path) -> dict[str, Tensor]:
     try:
         found: dict[str, Tensor] = load(data)
     except SafetensorError as error:
-        pickled = data[:2] in (b"\x80\x02", b"\x80\x04", b"PK")
+        pickled = data[:1] == b"\x80" or data[:2] == b"PK"
         raise InputError(
             where,
             found="a pickle or an archive of pickles" if pickled else f"no safetensors file ({error})",
@@ -144,6 +150,12 @@ class Kept:
     def steps(self) -> list[int]:
         """Of which steps there are weights, in their order."""
         return sorted(int(file.stem.removeprefix("step-")) for file in self.folder.glob("step-*.safetensors"))
+
+    def drop_after(self, step: int) -> None:
+        """Let go of what was kept after `step`: the run goes on from there, and may come to other numbers."""
+        with told(self.folder):
+            for late in (found for found in self.steps() if found > step):
+                self.path(late).unlink()
 
     def keep(self, step: int, tensors: Mapping[str, Tensor], held: Collection[int]) -> None:
         """Write the weights after `step`; of all others those of the steps that are `held` stay.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from PIL import Image
 
 from equipoise import weights
 from equipoise.agreement import agreement
-from equipoise.applying import tasks
+from equipoise.applying import Segmenting, tasks
 from equipoise.baselines import source_only
 from equipoise.batches import Cohort
 from equipoise.config import VESSEL, RunConfig
@@ -25,7 +26,7 @@ from equipoise.launch.local import launch
 from equipoise.model import Model, load
 from equipoise.nets import Inference
 from equipoise.panels import _grey, _overlay
-from equipoise.predict import predict
+from equipoise.predict import PLAIN, predict
 from slicestore.errors import InputError
 from slicestore.geometry import Geometry
 from slicestore.ingest import ingest
@@ -80,6 +81,15 @@ def test_a_folder_is_segmented_each_volume_in_its_grid(
         assert np.array_equal(mask.voxels == 1, share.voxels > 0.5)
 
 
+def test_masks_beside_their_probabilities_are_compared_with_those_by_hand(
+    run: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    assert command("predict", run, scans, "-o", tmp_path / "out", "--probability").returncode == 0
+    done = command("evaluate", tmp_path / "out", scans, "-o", tmp_path / "agreement")
+    assert done.returncode == 0, done.stderr
+    assert "2 subjects" in done.stdout
+
+
 def test_what_a_script_predicts_is_what_the_command_writes_from_a_model_too(
     run: Path, scans: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -95,9 +105,22 @@ def test_images_are_told_from_masks_by_their_names(scans: Path, tmp_path: Path) 
     said: list[str] = []
     found = tasks([scans], tmp_path / "out", tell=said.append)
     assert [task.image.name for task in found] == ["target-0.nii.gz", "target-1.nii.gz"]
-    assert said == ["left aside as masks: 1 files, such as target-0_vessel.nii.gz; name a file to have it done"]
+    names = "target-0_label.nii.gz, target-0_vessel.nii.gz, target-1_label.nii.gz"
+    assert said == [f"left aside as masks: 3 files, such as {names}; name a file to have it done"]
     (named,) = tasks([scans / "target-0_vessel.nii.gz"], tmp_path / "out")
     assert named.stem.name == "target-0_vessel"
+
+
+def test_a_folder_is_searched_for_images_whatever_masks_lie_in_it(scans: Path, tmp_path: Path) -> None:
+    for name in ("target-0_mask", "target-0_seg", "lonely_mask"):
+        shutil.copy(scans / "target-0_label.nii.gz", scans / f"{name}.nii.gz")
+    found = tasks([scans], tmp_path / "out")
+    assert [task.stem.name for task in found] == ["lonely_mask", "target-0", "target-1"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="found no volume"):
+        tasks([tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(InputError, match="found nothing"):
+        tasks([tmp_path / "absent.nii.gz"], tmp_path / "out")
 
 
 def test_a_brain_mask_beside_its_image_is_found(scans: Path, tmp_path: Path) -> None:
@@ -117,8 +140,48 @@ def test_nothing_is_replaced_unasked_and_nothing_is_done_before_that_is_known(
     assert done.returncode == 2
     assert "a result takes no file's place unasked" in done.stderr
     assert [file.read_bytes() for file in out.iterdir()] == [b"by hand"]
-    assert command("predict", run, scans, "-o", out, "--overwrite").returncode == 0
+    assert command("predict", run, scans, "-o", out, "--existing", "replace").returncode == 0
     assert len(list(out.iterdir())) == 2
+
+
+def test_what_was_not_done_is_done_when_it_is_asked_for_again(
+    run: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    whole = (scans / "target-0.nii.gz").read_bytes()
+    (scans / "target-0.nii.gz").write_bytes(b"")
+    assert command("predict", run, scans, "-o", tmp_path / "out").returncode == 1
+    first = (tmp_path / "out" / "target-1_mask.nii.gz").stat().st_mtime_ns
+    (scans / "target-0.nii.gz").write_bytes(whole)
+    done = command("predict", run, scans, "-o", tmp_path / "out", "--existing", "skip")
+    assert "1 of 1 volumes done" in done.stdout
+    assert (tmp_path / "out" / "target-1_mask.nii.gz").stat().st_mtime_ns == first
+    assert "0 of 0 volumes done" in command("predict", run, scans, "-o", tmp_path / "out", "--existing", "skip").stdout
+
+
+def test_a_folder_that_cannot_be_written_and_options_without_effect_are_told(
+    run: Path, scans: Path, store: Store, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "file").touch()
+    done = command("predict", run, scans, "-o", tmp_path / "file")
+    assert done.returncode == 2
+    assert "results go into a folder" in done.stderr
+    done = command("predict", run, scans, "-o", tmp_path / "file" / "below")
+    assert done.returncode == 1
+    assert done.stdout.count("a disk that refuses") == 2
+    done = command("predict", run, scans, "-o", tmp_path / "out", "--gpus-per-volume", "1")
+    assert done.returncode == 2
+    assert "a share of a cluster's cards" in done.stderr
+    for words in ((scans, scans, "--part", "test"), (run, store.path, "--mask", "vessel")):
+        done = command("evaluate", *words[:2], "-o", tmp_path / "out", *words[2:])
+        assert done.returncode == 2
+        assert "leave" in done.stderr
+
+
+def test_all_volumes_of_a_call_get_the_same_weights_though_the_run_trains_on(run: Path, raw: Path) -> None:
+    ready = load(run, device=CPU)
+    assert (ready.place, ready.choice.step) == (run, 8)
+    work = Segmenting(model=ready.place, choice=ready.choice, manner=PLAIN)
+    assert pickle.loads(pickle.dumps(work)) == work
 
 
 def test_a_damaged_volume_is_told_and_the_others_are_done(
@@ -165,22 +228,22 @@ def flat(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "code", "said"),
+    ("make", "said"),
     [
-        (of_four_axes, 2, "2 volumes"),
-        (constant, 1, "the one value 7 in every voxel"),
-        (of_no_byte, 2, "nothing.nii.gz"),
-        (not_finite, 1, "1 NaN or infinite voxels"),
-        (flat, 2, "a 2D image"),
+        (of_four_axes, "2 volumes"),
+        (constant, "the one value 7 in every voxel"),
+        (of_no_byte, "nothing.nii.gz"),
+        (not_finite, "1 NaN or infinite voxels"),
+        (flat, "a 2D image"),
     ],
 )
 def test_a_volume_that_cannot_be_is_refused_by_name_with_a_remedy(
-    make: Callable[[Path], Path], code: int, said: str, run: Path, tmp_path: Path, command: Command
+    make: Callable[[Path], Path], said: str, run: Path, tmp_path: Path, command: Command
 ) -> None:
     path = make(tmp_path)
     done = command("predict", run, path, "-o", tmp_path / "out")
     told = done.stdout + done.stderr
-    assert done.returncode == code
+    assert done.returncode == 1
     assert said in told
     assert path.name in told
     assert "Remedy: " in told
@@ -200,7 +263,7 @@ def test_a_volume_of_the_other_modality_is_done_with_a_warning_that_has_numbers(
 ) -> None:
     done = command("predict", run, raw / "source-0.nii.gz", "-o", tmp_path / "out")
     assert done.returncode == 0
-    assert "warning: source-0.nii.gz: its" in done.stdout
+    assert "warning: source-0.nii.gz: 99.9 % of its values lie below" in done.stdout
     assert "looks more like the source modality" in done.stdout
     assert (tmp_path / "out" / "source-0_mask.nii.gz").is_file()
 

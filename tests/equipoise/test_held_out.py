@@ -79,7 +79,7 @@ def test_what_is_compared_is_what_validation_measured(store: Store, tiny: RunCon
 def test_a_store_that_was_prepared_otherwise_or_has_no_masks_is_refused(
     store: Store, store_of_three: Store, tiny: RunConfig, make_store: Callable[..., Store], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="classes 3; the network was trained on classes 2"):
+    with pytest.raises(InputError, match="the network was trained on cohort"):
         check(Intake.of(store, tiny), store_of_three)
     bare = make_store(tmp_path, target_labels=False)
     with pytest.raises(InputError, match="no target mask in test"):
@@ -89,16 +89,17 @@ def test_a_store_that_was_prepared_otherwise_or_has_no_masks_is_refused(
 def test_looks_at_the_test_are_counted_and_a_second_one_has_to_be_asked_for(tmp_path: Path) -> None:
     assert touches(tmp_path) == 0
     touch(tmp_path, again=False)
-    tell(tmp_path, [{"run": "a", "step": 8, "dice": 0.5}])
+    tell(tmp_path, [{"run": "a", "step": 8, "manner": "", "dice": 0.5}])
     assert touches(tmp_path) == 1
     with pytest.raises(InputError, match=r"test\.json: found 1 look at the test subjects already"):
         touch(tmp_path, again=False)
     touch(tmp_path, again=True)
-    tell(tmp_path, [{"run": "a", "step": 8, "dice": 0.7}, {"run": "b", "step": 4, "dice": 0.6}])
-    assert json.loads((tmp_path / "test.json").read_text()) == {
-        "touches": 2,
-        "rows": [{"run": "a", "step": 8, "dice": 0.7}, {"run": "b", "step": 4, "dice": 0.6}],
-    }
+    later = [
+        {"run": "a", "step": 8, "manner": "", "dice": 0.7},
+        {"run": "a", "step": 8, "manner": "flips x", "dice": 0.6},
+    ]
+    tell(tmp_path, later)
+    assert json.loads((tmp_path / "test.json").read_text()) == {"touches": 2, "rows": later}
 
 
 def test_a_study_is_tested_once_by_the_choice_of_every_protocol_and_its_report_tells(
@@ -123,6 +124,30 @@ def test_a_study_is_tested_once_by_the_choice_of_every_protocol_and_its_report_t
     assert "test Dice" in (copied / "report.html").read_text()
     assert command("evaluate", copied, store.path, "-o", tmp_path / "o", "--part", "test", "--again").returncode == 0
     assert touches(copied) == 2
+
+
+def test_a_look_that_broke_off_is_counted_and_keeps_no_report_from_being_written(
+    copied: Path, command: Command
+) -> None:
+    touch(copied, again=False)
+    assert command("report", copied).returncode == 0
+    assert "The test subjects were used 1 time" in (copied / "report.html").read_text()
+
+
+def test_networks_by_which_nobody_was_held_back_and_classes_that_are_none_are_refused(
+    copied: Path, store: Store, tiny: RunConfig, tmp_path: Path, command: Command
+) -> None:
+    by_slice = tiny.having({"data.cohort": store.fingerprint, "data.split": "slice"})
+    for _ in launch(tmp_path / "run", by_slice, store.path):
+        pass
+    done = command("evaluate", tmp_path / "run", store.path, "-o", tmp_path / "out")
+    assert done.returncode == 2
+    assert "data.split 'slice'" in done.stderr
+    for number in (0, 2):
+        done = command("evaluate", copied, store.path, "-o", tmp_path / "out", "--structures", number)
+        assert done.returncode == 2
+        assert "the store's classes are 1 to 1" in done.stderr
+    assert touches(copied) == 0
 
 
 def test_a_look_by_a_run_of_a_study_is_a_look_of_the_study(

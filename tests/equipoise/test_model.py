@@ -71,8 +71,7 @@ def test_a_study_a_run_and_a_model_give_the_same_networks(folder: Path, run: Pat
     assert torch.equal(logits[0], logits[2])
     assert found[0].intake == found[1].intake == found[2].intake
     assert found[0].config == found[2].config
-    full, _, _ = translators(run, Choice(), CPU)
-    assert torch.equal(full(image), logits[0])
+    assert torch.equal(translators(run, Choice(), CPU).net(image), logits[0])
 
 
 def test_weights_that_were_not_kept_come_from_a_checkpoint_and_other_steps_are_named(run: Path, tmp_path: Path) -> None:
@@ -116,6 +115,27 @@ def test_a_run_of_an_earlier_version_takes_its_store_and_no_other(
     assert load(copy, Choice(store=str(store.path)), CPU).intake == load(run, device=CPU).intake
     with pytest.raises(InputError, match="the run was trained on cohort"):
         load(copy, Choice(store=str(store_of_three.path)), CPU)
+
+
+def test_a_newer_checkpoint_between_evaluations_is_not_the_last_evaluation(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    checkpoints = copy / "checkpoints"
+    shutil.copytree(checkpoints / "step-000008", checkpoints / "step-000009")
+    assert load(copy, device=CPU).about["step"] == 8
+    assert load(copy, Choice(step=9), CPU).about["quality"] == {}
+
+
+def test_means_of_weights_are_told_with_their_own_dice(store: Store, tiny: RunConfig, tmp_path: Path) -> None:
+    config = tiny.having({"data.cohort": store.fingerprint, "optim.ema": 0.5})
+    for _ in launch(tmp_path / "run", config, store.path):
+        pass
+    row = Record(tmp_path / "run").rows()[-1]
+    plain, mean = (load(tmp_path / "run", Choice(ema=ema), CPU).about["quality"] for ema in (False, True))
+    assert plain["quality/composite"] == row["quality/composite"]
+    assert mean["quality/composite"] == row["quality/ema_composite"]
+    assert not any("ema" in name for name in (*plain, *mean))
+    assert "validator/entropy" in plain
+    assert "validator/entropy" not in mean
 
 
 def test_what_is_none_of_the_three_is_refused(tmp_path: Path, exported: Path, folder: Path) -> None:
@@ -233,6 +253,14 @@ def test_a_model_of_another_schema_and_a_damaged_account_are_refused(copied: Pat
     facts = json.loads((copied / package.FACTS).read_text())
     (copied / package.FACTS).write_text(json.dumps({**facts, "schema": 99}))
     with pytest.raises(InputError, match=r"a model of schema 99; this version reads schema 1"):
+        load(copied, device=CPU)
+    config = json.loads((copied / package.CONFIG).read_text())
+    config["net"]["novel"] = 1
+    data = json.dumps(config).encode()
+    (copied / package.CONFIG).write_bytes(data)
+    sums = {**facts["sha256"], package.CONFIG: hashlib.sha256(data).hexdigest()}
+    (copied / package.FACTS).write_text(json.dumps({**facts, "sha256": sums}))
+    with pytest.raises(InputError, match=r"config\.json: found settings that this version does not know"):
         load(copied, device=CPU)
     (copied / package.FACTS).write_text("{")
     with pytest.raises(InputError, match="no readable account of a model"):

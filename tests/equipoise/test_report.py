@@ -597,7 +597,7 @@ def test_test_scores_stand_beside_what_they_were_measured_of_and_the_test_s_use_
     assert "The test subjects were used 2 times." in part
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"touches": 1}', '{"touches": 1, "rows": [{"run": "a"}]}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"rows": []}', '{"touches": 1, "rows": [{"run": "a"}]}'])
 def test_test_scores_that_cannot_be_read_are_refused(tmp_path: Path, text: str) -> None:
     made = two_scored(tmp_path)
     (made.folder / "test.json").write_text(text)

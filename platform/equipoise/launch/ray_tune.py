@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def _placeless(why: str, job: Mapping[str, Any]) -> str:
     places = {job["store"]: "STORE", str(Path(job["runs"]).parent): "STUDY", job["keeping"].copies: "COPIES"}
     for place in sorted(filter(None, places), key=len, reverse=True):
         why = why.replace(place, places[place])
-    return why
+    return re.sub(r"(?<![\w.])/[^\s:;,'\"()]*/", ".../", why)
 
 
 class LedgerSearcher(Searcher):

@@ -22,6 +22,7 @@ SMALL, LARGE = "3m", "300m"
 SmallDisk = Callable[[Path, str], AbstractContextManager[Path]]
 
 
+@pytest.mark.long
 def test_a_study_on_a_full_disk_stops_and_goes_on_when_there_is_room(
     store: Path, tmp_path: Path, small_disk: SmallDisk
 ) -> None:

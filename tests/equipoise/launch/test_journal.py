@@ -112,6 +112,7 @@ def postgresql() -> Iterator[str]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_two_drivers_at_once_share_a_study_s_points_in_postgresql(postgresql: str, tmp_path: Path) -> None:
     contract = runpy.run_path(str(SCRIPT))
     folder = tmp_path / "study"

@@ -44,6 +44,7 @@ def numbers(record: Record) -> list[Row]:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.long
 def test_a_run_that_loses_a_worker_goes_on_from_its_checkpoint_to_the_same_numbers(store: Path, tmp_path: Path) -> None:
     config = PUBLISHED.at("net.width", 0.0625).at("batch", 4).at("pool", 3).at("steps", 30).at("evaluations", 3)
     config = config.at("workers", 2).at("data.cohort", Store.open(store).fingerprint)
