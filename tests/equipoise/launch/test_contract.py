@@ -142,6 +142,7 @@ def test_our_searcher_keeps_every_clause(ours: Outcome, clause: Callable[[Outcom
     clause(ours)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "clause",
     [
