@@ -75,7 +75,7 @@ def alone(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[d
 
 @pytest.mark.parametrize(
     "manner",
-    ["hangs", "dies", pytest.param("refuses", marks=pytest.mark.long), pytest.param("500", marks=pytest.mark.long)],
+    ["hangs", *(pytest.param(manner, marks=pytest.mark.long) for manner in ("dies", "refuses", "500"))],
 )
 def test_w_and_b_in_any_state_changes_no_number_and_costs_seconds_at_most(
     manner: str, small: list[str], alone: tuple[dict[str, Any], float], tmp_path: Path
