@@ -19,7 +19,7 @@ from equipoise.predict import Manner, predict
 from equipoise.translate import translate
 from slicestore.dicom import holds_dicom
 from slicestore.errors import InputError
-from slicestore.inputs import BRAIN
+from slicestore.inputs import BRAIN, stem
 from slicestore.store import Domain
 from slicestore.volume import SUFFIXES, Volume, read, write
 
@@ -71,7 +71,7 @@ class Task:
                     rule="a result is written whole or not at all",
                     remedy="make room or mend the right to write, and do what is missing with --existing skip",
                 ) from error
-        return Done(self, tuple(files), tuple(warnings))
+        return Done(self, tuple(warnings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,9 @@ class Done:
     """What became of a volume."""
 
     task: Task
-    files: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = ()
     error: str = ""
-    """Why there are no files; empty where there are."""
+    """Why there are no results; empty where there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,10 +221,9 @@ def _tasks(path: Path, out: Path, brain: str, component: int | None, tell: Calla
         raise InputError(path, found="nothing", rule="a volume is a file or a folder", remedy="check the path")
     if path.is_dir() and not holds_dicom(path):
         there = [one for one in sorted(path.iterdir()) if not one.name.startswith(".")]
-        images = [one for one in there if (holds_dicom(one) if one.is_dir() else one.name.lower().endswith(SUFFIXES))]
-        stems = {_stem(one) for one in images}
-        aside = [one for one in images if any(_stem(one).startswith(f"{stem}_") for stem in stems)]
-        images = [one for one in images if one not in aside]
+        named = {one: name for one in there if (name := stem(one)) is not None}
+        aside = [one for one, name in named.items() if any(name.startswith(f"{other}_") for other in named.values())]
+        images = [one for one in named if one not in aside]
         if aside:
             names = ", ".join(one.name for one in aside[:3])
             tell(f"left aside as masks: {len(aside)} files, such as {names}; name a file to have it done")
@@ -234,15 +232,9 @@ def _tasks(path: Path, out: Path, brain: str, component: int | None, tell: Calla
                 path, found="no volume", rule=f"a volume ends in one of {', '.join(SUFFIXES)}", remedy="check the path"
             )
     for image in images:
-        stem = _stem(image)
-        masks = [image.with_name(f"{stem}_{brain}{suffix}") for suffix in SUFFIXES]
-        yield Task(image, out / stem, next((mask for mask in masks if mask.is_file()), None), component)
-
-
-def _stem(path: Path) -> str:
-    """A volume's name without its format."""
-    suffix = next((s for s in SUFFIXES if path.name.lower().endswith(s) and not path.is_dir()), "")
-    return path.name[: len(path.name) - len(suffix)]
+        name = stem(image) or image.name  # of an unknown format, which reading it tells
+        masks = [image.with_name(f"{name}_{brain}{suffix}") for suffix in SUFFIXES]
+        yield Task(image, out / name, next((mask for mask in masks if mask.is_file()), None), component)
 
 
 @lru_cache(maxsize=1)

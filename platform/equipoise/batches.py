@@ -20,7 +20,7 @@ import torch
 
 from equipoise.augment import augment, draw
 from equipoise.config import AugmentConfig, NetConfig, RunConfig
-from equipoise.intake import Intake
+from equipoise.intake import Intake, selecting
 from equipoise.shelf import Shelf, Slices
 from equipoise.step import Batch
 from slicestore.errors import InputError
@@ -144,20 +144,8 @@ def _staged(
     memory: int | None,
     share: bool,
 ) -> Staged:
-    data = config.data
-    fixed = (data.source_low, data.source_high) if domain == "source" else (data.target_low, data.target_high)
-    return stage(
-        store,
-        domain,
-        part,
-        by=data.split,
-        pooled=data.limits == "pooled",
-        percentile=data.percentile,
-        fixed=fixed if data.limits == "fixed" else None,
-        threads=threads,
-        memory=memory,
-        share=share,
-    )
+    chosen = selecting(config.data, domain)
+    return stage(store, domain, part, **chosen, threads=threads, memory=memory, share=share)
 
 
 # --- order ------------------------------------------------------------------------------------------------------------

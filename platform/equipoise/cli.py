@@ -31,7 +31,7 @@ from equipoise.predict_cli import export, predict, translate
 from equipoise.raw_volumes import RawVolumes
 from equipoise.record import Record
 from equipoise.sessions import sessions
-from equipoise.store_cli import Work, describe, later, shown, spread_here, store, volumes_table
+from equipoise.store_cli import Unprefixed, Work, describe, later, say, shown, spread_here, store, volumes_table
 from equipoise.study import StudyFolder, latest_study
 from equipoise.study_cli import AsJson, study
 from equipoise.table import TableTracker, wide_console
@@ -49,8 +49,6 @@ from slicestore.place import Place
 from slicestore.settings import PRESETS, Preprocessing
 from slicestore.spread import Spread
 from slicestore.store import Store
-
-Unprefixed = tyro.conf.arg(name="")
 
 
 def prepare(
@@ -189,7 +187,7 @@ def train(
     verdict = record.verdict
     console.print(verdict.sentence() if verdict else "stopped; the same command continues", highlight=False)
     for picture in record.pictures()[-1:]:
-        console.print(f"panels: {picture}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"panels: {picture}")
 
 
 def _gpus(per_worker: float | None) -> float:
@@ -298,9 +296,9 @@ def diagnose(
     brief = found.ours and len(found.runs) > 1
     for diagnosis in found.runs:
         for line in list(diagnosis.lines())[: 1 if brief else None]:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
     for line in found.passed_over:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     if picture is not None:
         draw(found.runs, picture)
 

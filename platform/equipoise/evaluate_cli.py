@@ -25,13 +25,11 @@ from equipoise.package import FACTS
 from equipoise.predict import PLAIN, Manner
 from equipoise.report import best_point
 from equipoise.selection import protocols
-from equipoise.store_cli import shown
+from equipoise.store_cli import Unprefixed, say, shown, warn
 from equipoise.study import StudyFolder
 from slicestore.errors import InputError
 from slicestore.layout import MANIFEST
 from slicestore.store import Store
-
-Unprefixed = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +88,7 @@ def evaluate(
     chosen = _choices(StudyFolder.open(predicted)) if whole else [((folder, choice), ["chosen"])]
     rows = held.judged(console, counts, chosen, out)
     for row in rows:
-        _print(console, f"{row['run'] or folder.name}, step {row['step']} ({', '.join(row['protocols'])}): Dice "
+        say(console, f"{row['run'] or folder.name}, step {row['step']} ({', '.join(row['protocols'])}): Dice "
                f"{row['dice']:.3f} over {row['subjects']} {against.part} subjects")  # fmt: skip
 
 
@@ -125,7 +123,7 @@ class _Held:
         for model, _ in models:
             self.check(model)
             for said in model.warnings():
-                _print(console, f"warning: {said}", style="yellow")
+                warn(console, said)
         tests = self.against.part == "test"
         if tests:
             touch(folder, again=self.against.again)
@@ -203,8 +201,4 @@ def _masks(
         found = compare(matched, structures or None, progress)
     found.write(out)
     told(console, found)
-    _print(console, f"{out}: subjects.csv, summary.json, agreement.png")
-
-
-def _print(console: Console, said: str, style: str | None = None) -> None:
-    console.print(said, style=style, markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{out}: subjects.csv, summary.json, agreement.png")

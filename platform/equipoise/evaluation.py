@@ -29,7 +29,7 @@ from equipoise.agreement import EMPTY_RULE, MEASURES, SURFACE_RULE, Agreement, a
 from equipoise.evaluation_picture import draw
 from slicestore.errors import InputError
 from slicestore.geometry import check_grids
-from slicestore.inputs import LABEL_ENDINGS
+from slicestore.inputs import LABEL_ENDINGS, stem
 from slicestore.labels import class_indices
 from slicestore.settings import MAX_CLASSES
 from slicestore.volume import SUFFIXES, Volume, inspect, read
@@ -108,12 +108,11 @@ def _files(place: Path) -> list[Path]:
 
 def _named(file: Path, mask: str | None) -> tuple[str, str]:
     """Subject and ending of a mask's file."""
-    suffix = next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), file.suffix)
-    stem = file.name[: len(file.name) - len(suffix)]
+    name = stem(file) or file.stem
     for ending in (mask, *LABEL_ENDINGS):
-        if ending and stem.endswith(f"_{ending}") and stem != f"_{ending}":
-            return stem.removesuffix(f"_{ending}"), ending
-    return stem, ""
+        if ending and name.endswith(f"_{ending}") and name != f"_{ending}":
+            return name.removesuffix(f"_{ending}"), ending
+    return name, ""
 
 
 def _masks(folder: Path, mask: str | None) -> dict[str, Path]:

@@ -19,6 +19,7 @@ import numpy as np
 from equipoise.intake import Intake
 from equipoise.nets import Inference
 from equipoise.predict import PLAIN, Manner, back, probabilities
+from equipoise.study import TESTED
 from equipoise.writing import write
 from slicestore.errors import InputError
 from slicestore.preprocess import restore, restore_mask
@@ -27,7 +28,6 @@ from slicestore.store import Entry, Store
 from slicestore.volume import Volume
 
 Held = Literal["val", "test"]
-TESTED = "test.json"
 
 
 class Masks(NamedTuple):

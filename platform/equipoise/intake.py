@@ -10,14 +10,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from equipoise.config import RunConfig
+from equipoise.config import DataConfig, RunConfig
 from equipoise.shelf import neighbours
 from slicestore.errors import InputError
-from slicestore.selection import select, shown_box
+from slicestore.selection import By, select, shown_box
 from slicestore.settings import Prepared, Preprocessing
 from slicestore.store import DOMAINS, Domain, Limits, Store, normalise
 
@@ -26,6 +26,26 @@ SLICE_MM = "slice_mm"
 LEAST_SLACK = 0.25
 """Standard deviations, at least, by which a percentile may leave the training subjects' range: that of few subjects is
 narrow by chance."""
+
+
+class Selecting(TypedDict):
+    """How slices and their limits are chosen; see `slicestore.staging.stage`."""
+
+    by: By
+    pooled: bool
+    percentile: float
+    fixed: Limits | None
+
+
+def selecting(data: DataConfig, domain: Domain) -> Selecting:
+    """What the settings of a run say to that."""
+    fixed = (data.source_low, data.source_high) if domain == "source" else (data.target_low, data.target_high)
+    return {
+        "by": data.split,
+        "pooled": data.limits == "pooled",
+        "percentile": data.percentile,
+        "fixed": fixed if data.limits == "fixed" else None,
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,19 +72,7 @@ class Intake:
     def of(cls, store: Store, config: RunConfig) -> Intake:
         """What runs of these settings train on."""
         data = config.data
-        fixed = {"source": (data.source_low, data.source_high), "target": (data.target_low, data.target_high)}
-        limits = {
-            domain: select(
-                store,
-                domain,
-                "train",
-                by=data.split,
-                pooled=data.limits == "pooled",
-                percentile=data.percentile,
-                fixed=fixed[domain] if data.limits == "fixed" else None,
-            ).limits
-            for domain in DOMAINS
-        }
+        limits = {domain: select(store, domain, "train", **selecting(data, domain)).limits for domain in DOMAINS}
         return cls(
             cohort=store.fingerprint,
             preprocessing=store.preprocessing,

@@ -62,11 +62,6 @@ class Model:
     choice: Choice = LAST
     """By which `load` gives these very weights from there again, though the run trains on."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where it predicts."""
-        return next(self.net.parameters()).device
-
     def warnings(self) -> list[str]:
         """What a user should know before trusting it, in sentences."""
         return told_of(self.about)

@@ -22,12 +22,10 @@ from equipoise import package
 from equipoise.applying import Device, Done, Existing, Segmenting, Suffix, Task, Translating, device_of, tasks, wanted
 from equipoise.model import LAST, Choice, load, told_of, translators
 from equipoise.predict import PLAIN, Manner
-from equipoise.store_cli import shown
+from equipoise.store_cli import Unprefixed, say, shown, warn
 from slicestore.errors import InputError
 from slicestore.spread import Spread, here
 from slicestore.store import Domain
-
-Unprefixed = tyro.conf.arg(name="")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +103,7 @@ def predict(
     )
     todo = _todo(console, volumes, handling, partial(work.files, classes=ready.intake.classes))
     for said in ready.warnings():
-        _warn(console, said)
+        warn(console, said)
     del ready
     _apply(console, work, todo, handling)
 
@@ -145,7 +143,7 @@ def translate(
     )
     todo = _todo(console, volumes, handling, work.files)
     for said in told_of(ready.about):
-        _warn(console, said)
+        warn(console, said)
     del ready
     _apply(console, work, todo, handling)
 
@@ -169,7 +167,7 @@ def export(
     package.write(folder, model.net, model.config, model.intake, model.about, licence)
     console = Console()
     for said in model.warnings():
-        _warn(console, said)
+        warn(console, said)
     console.print(f"{folder}: now `equipoise predict {folder} VOLUME... -o OUT`", soft_wrap=True, highlight=False)
 
 
@@ -177,9 +175,7 @@ def _todo(
     console: Console, volumes: Sequence[Path], handling: Handling, files: Callable[[Task], list[Path]]
 ) -> list[Task]:
     """The volumes that are meant, once it is known that their results take nobody's place."""
-    found = tasks(
-        volumes, handling.out, brain=handling.brain, component=handling.component, tell=partial(_print, console)
-    )
+    found = tasks(volumes, handling.out, brain=handling.brain, component=handling.component, tell=partial(say, console))
     return wanted(found, files, handling.existing)
 
 
@@ -193,22 +189,14 @@ def _apply(console: Console, work: Segmenting | Translating, todo: Sequence[Task
     with _spread(handling) as spread, shown(console, "the first volume") as told:
         for number, done in enumerate(spread(work, todo), start=1):
             for said in done.warnings:
-                _warn(console, f"{done.task.image.name}: {said}")
+                warn(console, f"{done.task.image.name}: {said}")
             failed += [done] if done.error else []
             told(number, len(todo), done.task.image.name)
     for done in failed:
-        _print(console, f"error: {done.error}", style="red")
-    _print(console, f"{handling.out}: {len(todo) - len(failed)} of {len(todo)} volumes done")
+        say(console, f"error: {done.error}", style="red")
+    say(console, f"{handling.out}: {len(todo) - len(failed)} of {len(todo)} volumes done")
     if failed:
         sys.exit(1)
-
-
-def _warn(console: Console, said: str) -> None:
-    _print(console, f"warning: {said}", style="yellow")
-
-
-def _print(console: Console, said: str, style: str | None = None) -> None:
-    console.print(said, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

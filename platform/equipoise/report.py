@@ -28,7 +28,7 @@ from equipoise.search import Choice, Dimension, Fixed, Space, called, cases
 from equipoise.seeds import Ended
 from equipoise.selection_page import Tested, selection_section
 from equipoise.sessions import sessions
-from equipoise.study import Study, StudyFolder
+from equipoise.study import TESTED, Study, StudyFolder
 from equipoise.writing import write
 
 _VERDICTS = """<p class="note"><b>stable</b>: lived to its last step, and no critic won. <b>blurry</b>: so too, but its
@@ -76,7 +76,7 @@ def write_report(folder: StudyFolder, importance: Importance | None = None) -> P
         _table(study, runs, best),
         _figures(study, runs, best),
         _importance(study, runs, importance),
-        selection_section(runs, study, best, Tested.read(folder.folder / "test.json")),
+        selection_section(runs, study, best, Tested.read(folder.folder / TESTED)),
         _balance(runs, best),
         _cost(whole, costs),
         _pictures(folder, runs, best),

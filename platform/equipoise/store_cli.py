@@ -38,6 +38,8 @@ BYTES_EACH = 1 << 30
 .96 with a class of brain."""
 
 
+Unprefixed = tyro.conf.arg(name="")
+"""A group of options without the group's name before each."""
 Words = ParamSpec("Words")
 Work = Callable[[], None]
 
@@ -62,14 +64,14 @@ def verify(store: Positional[str], /, quick: bool = False) -> None:
     console = Console()
     report = look_over(store, deep=not quick)
     for problem in report.problems:
-        console.print(f"broken: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"broken: {problem}", style="red")
     for left in report.leftovers:
-        console.print(f"left over: {left}; the next ingest removes it", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"left over: {left}; the next ingest removes it")
     if not report.finished:
         console.print("unfinished: its making was interrupted or goes on; the same `equipoise prepare` continues it")
     held = f"{report.volumes} volumes, {report.slices} slices, {report.objects} objects of {_size(report.bytes)}"
     seen = "names and sizes" if quick else "every byte"
-    console.print(f"{report.where}: {held}; {seen} read", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{report.where}: {held}; {seen} read")
     if not report.intact:
         console.print(f"{len(report.problems)} broken. Remedy: {REMEDY}", style="red", soft_wrap=True)
         sys.exit(1)
@@ -93,7 +95,7 @@ def info(store: Positional[str], /) -> None:
         **{f"limits, {domain}": _span(opened.limits(domain)) for domain in DOMAINS if opened.select(domain, "train")},
     }
     for name, said in facts.items():
-        console.print(f"{name}: {said}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{name}: {said}")
     console.print(volumes_table(opened))
 
 
@@ -111,7 +113,7 @@ def export(
     console, opened = Console(), Store.open(store)
     with shown(console, "exporting") as progress:
         count = export_store(opened, folder, format=format, grid=grid, progress=progress)
-    console.print(f"{folder}: {count} files", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{folder}: {count} files")
 
 
 def import_tfrecords(
@@ -170,6 +172,16 @@ class _Rate(ProgressColumn):
         """See `rich.progress.ProgressColumn`."""
         speed = task.finished_speed or task.speed
         return Text(f"{speed * 60:.1f} volumes/min" if speed else "")
+
+
+def say(console: Console, said: str, style: str | None = None) -> None:
+    """Print a line as it is: names of files are no markup, and a path is not broken."""
+    console.print(said, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def warn(console: Console, said: str) -> None:
+    """Print what a user should know before trusting a result."""
+    say(console, f"warning: {said}", style="yellow")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Knows the declaration and the study's folder; knows nothing of Ray, Optuna or W&
     journal.log  Optuna's record of points: states, values, verdicts
     runs/        one folder a run (`record.py`)
     wandb/       offline W&B runs
+    test.json    looks at test subjects, and what they found
     report.html  the comparison
 """
 
@@ -29,6 +30,8 @@ from equipoise.seeds import OverSeeds
 from equipoise.writing import write
 from slicestore.errors import InputError
 
+TESTED = "test.json"
+"""Beside what was tested: a study, or a run or model of none."""
 PrunerName = Literal["asha", "median", "none"]
 
 

@@ -307,17 +307,17 @@ def _images(folder: Path) -> dict[str, Path]:
         return {folder.resolve().name: folder}
     named: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        stem = _stem(file)
-        if stem is None:
+        name = stem(file)
+        if name is None:
             continue
-        if stem in named:
+        if name in named:
             raise InputError(
                 file,
-                found=f"also {named[stem].name}",
+                found=f"also {named[name].name}",
                 rule="a name stands for one image",
                 remedy="remove one of the two, or use a table",
             )
-        named[stem] = file
+        named[name] = file
     if not named:
         raise InputError(
             folder,
@@ -328,7 +328,7 @@ def _images(folder: Path) -> dict[str, Path]:
     return named
 
 
-def _stem(file: Path) -> str | None:
+def stem(file: Path) -> str | None:
     """What an image is called; None for anything else."""
     if file.name.startswith("."):
         return None
