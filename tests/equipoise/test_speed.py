@@ -15,14 +15,14 @@ from equipoise.train import Run
 from slicestore.errors import InputError
 
 CPU = torch.device("cpu")
-CONFIG = RunConfig(batch=2, net=NetConfig(width=0.125, decoder_dropout=0.0), optim=OptimConfig(lr=1e-12))
+CONFIG = RunConfig(batch=6, net=NetConfig(width=0.125, decoder_dropout=0.0), optim=OptimConfig(lr=1e-12))
 """Nobody moves: Adam's first step has the size of the rate, whichever way rounding turns a gradient of nothing."""
 
 
 def make_batch(seed: int) -> Batch:
     g = torch.Generator().manual_seed(seed)
-    source, target = (torch.rand(2, 1, 64, 64, generator=g) * 2 - 1 for _ in range(2))
-    return Batch(source, torch.randint(0, 2, (2, 64, 64), generator=g), target)
+    source, target = (torch.rand(6, 1, 64, 64, generator=g) * 2 - 1 for _ in range(2))
+    return Batch(source, torch.randint(0, 2, (6, 64, 64), generator=g), target)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def one_step(state: State, updates: str, settings: dict[str, Leaf], device: torc
     [
         ({"channels_last": True}, 1e-4, 1e-4),
         ({"fused_adam": True}, 1e-5, 1e-4),
-        ({"precision": "bfloat16"}, 0.02, 0.25),
-        ({"precision": "bfloat16", "channels_last": True, "fused_adam": True}, 0.02, 0.25),
+        ({"precision": "bfloat16"}, 0.02, 0.2),
+        ({"precision": "bfloat16", "channels_last": True, "fused_adam": True}, 0.02, 0.2),
     ],
     ids=["channels last", "fused Adam", "bfloat16", "all"],
 )
@@ -61,7 +61,7 @@ def test_losses_and_gradients_stay_within_the_stated_tolerance_of_float32_eager(
     """Losses to `tolerance`, relative; gradients by one minus the cosine of their angle, `turn`.
 
     In bfloat16 the cycles' gradients are those of an absolute value, whose signs flip where an image is close to its
-    round trip.
+    round trip: of two images a batch the encoder's turns by up to 0.25, of six by about half of that.
     """
     if settings.get("precision") == "bfloat16" and not speed.bfloat16(CPU):
         pytest.skip("this processor has no bfloat16")
