@@ -16,7 +16,7 @@ Six methods by three seeds, on the same slices, with the same segmenters and as 
 
 Reported is what the last step's networks do on test subjects, whom nothing was trained or chosen by, in the scans' own
 grids: Dice, HD95, and the share of the gap, (method - none) / (supervised - none), of mean Dice. Every run is tested
-once. A search trains one seed a point; its runs are not among those in the table.
+once. The search's runs are not among those in the table.
 
 Finding (2026-11-28, commit 71c817e, two shared CPU cores; `python studies/adaptation_gain.py`: 64 x 64, width .125,
 batch 4, 500 steps, heads 3, brain, three test subjects). Dice in the scans' grids, mean +- standard deviation over
@@ -134,7 +134,9 @@ class Options:
     seeds: int = 3
     """Runs of every method."""
     points: int = 24
-    """Runs of the search that tunes SIFA; the first is SIFA as it is. Asked for more, a search goes on."""
+    """Points of the search that tunes SIFA; the first is SIFA as it is. Asked for more, a search goes on."""
+    search_seeds: int = 3
+    """Runs of every point of the search: it goes by their mean."""
     objective: ObjectiveName = "composite"
     """What the search maximises, on validation subjects."""
     tuned: Path | None = None
@@ -256,12 +258,13 @@ def tune(options: Options, run: RunConfig, store: str) -> RunConfig:
         return Study(
             name="search",
             question="Which rates and weights make SIFA segment target images best, as far as source masks tell?",
-            run=run.at("seed", 1000),  # none of the table's
+            run=run.at("seed", 1000),  # and those after it: none of the table's
             space=SPACE,
             first=({},),
             labels=("as published",),
             objective=options.objective,
             points=options.points,
+            seeds=options.search_seeds,
             pruner="none",
         )
 
