@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from equipoise.model import Choice, Model, Translators, load, translators
+from equipoise.model import Model, Translators, Which, load, translators
 from equipoise.predict import Manner, predict
 from equipoise.translate import translate
 from slicestore.dicom import holds_dicom
@@ -89,7 +89,7 @@ class Segmenting:
     """Masks: `STEM_mask`, and with `probability` a file for each structure too."""
 
     model: Path
-    choice: Choice
+    choice: Which
     """Such as `Model.choice`, so that all volumes get the same weights."""
     manner: Manner
     probability: bool = False
@@ -119,7 +119,7 @@ class Translating:
     """Images in the other modality: `STEM_translated`."""
 
     run: Path
-    choice: Choice
+    choice: Which
     of: Domain
     batch: int = 8
     suffix: Suffix = ".nii.gz"
@@ -238,13 +238,13 @@ def _tasks(path: Path, out: Path, brain: str, component: int | None, tell: Calla
 
 
 @lru_cache(maxsize=1)
-def _model(path: Path, choice: Choice, device: Device) -> Model:
+def _model(path: Path, choice: Which, device: Device) -> Model:
     """Networks stay from volume to volume of a process."""
     torch.set_flush_denormal(True)  # as in training
     return load(path, choice, device_of(device))
 
 
 @lru_cache(maxsize=1)
-def _translators(path: Path, choice: Choice, device: Device) -> Translators:
+def _translators(path: Path, choice: Which, device: Device) -> Translators:
     torch.set_flush_denormal(True)
     return translators(path, choice, device_of(device))

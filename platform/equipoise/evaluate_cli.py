@@ -20,7 +20,7 @@ from equipoise.evaluation import Evaluation, Row, average, judge, pairs, told
 from equipoise.evaluation import evaluate as compare
 from equipoise.figures import Run
 from equipoise.held_out import Held, check, labelled, masks, tell, touch
-from equipoise.model import LAST, Choice, Model, load, run_of
+from equipoise.model import LAST, Model, Which, load, run_of
 from equipoise.package import FACTS
 from equipoise.predict import PLAIN, Manner
 from equipoise.report import best_point
@@ -56,7 +56,7 @@ def evaluate(
     mask: str | None = None,
     structures: tuple[int, ...] = (),
     against: Annotated[Against, Unprefixed] = PLAINLY,
-    choice: Annotated[Choice, Unprefixed] = LAST,
+    choice: Annotated[Which, Unprefixed] = LAST,
     manner: Annotated[Manner, Unprefixed] = PLAIN,
 ) -> None:
     """Say how well masks agree with their references, in their own grids: overlap, centrelines, volume, surfaces.
@@ -103,7 +103,7 @@ def _refuse_idle(of_store: bool, mask: str | None, told: bool) -> None:
         )
 
 
-Chosen = tuple[tuple[Path, Choice], list[str]]
+Chosen = tuple[tuple[Path, Which], list[str]]
 """A run's folder, which of its weights, and the protocols that chose them."""
 
 
@@ -186,9 +186,9 @@ class _Held:
 def _choices(study: StudyFolder) -> list[Chosen]:
     """What each protocol chooses of a study, those together that choose alike."""
     runs = [Run.read(record) for record in study.records()]
-    found: dict[tuple[Path, Choice], list[str]] = {}
+    found: dict[tuple[Path, Which], list[str]] = {}
     for one in protocols(runs, study.study, best_point(runs, study.study)):
-        found.setdefault((study.runs / one.run, Choice(step=one.step)), []).append(one.protocol)
+        found.setdefault((study.runs / one.run, Which(step=one.step)), []).append(one.protocol)
     return list(found.items())
 
 

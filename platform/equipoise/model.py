@@ -29,7 +29,7 @@ from slicestore.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class Which:
     """Which of a run's weights are meant."""
 
     choose: Protocol = "last"
@@ -43,7 +43,7 @@ class Choice:
     """The store that a run was trained on; needed for runs of versions that did not note what predicting needs."""
 
 
-LAST = Choice()
+LAST = Which()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +59,7 @@ class Model:
     """Study, run, step, protocol, verdict, S, Dice: plain data, without a name of a place."""
     place: Path = Path()
     """Folder of the run, or of the model."""
-    choice: Choice = LAST
+    choice: Which = LAST
     """By which `load` gives these very weights from there again, though the run trains on."""
 
     def warnings(self) -> list[str]:
@@ -67,7 +67,7 @@ class Model:
         return told_of(self.about)
 
 
-def load(where: Path, choice: Choice = LAST, device: torch.device | None = None) -> Model:
+def load(where: Path, choice: Which = LAST, device: torch.device | None = None) -> Model:
     """Networks from a folder.
 
     Args:
@@ -95,7 +95,7 @@ def load(where: Path, choice: Choice = LAST, device: torch.device | None = None)
         record, study = run_of(where)
         config, intake, about = record.config, _intake(record, choice), facts(record, study, choice)
         found = weights.choose(_tensors(record, about["step"]), ema=choice.ema, where=record.folder)
-        pinned, place = Choice(step=about["step"], ema=choice.ema, store=_absolute(choice.store)), record.folder
+        pinned, place = Which(step=about["step"], ema=choice.ema, store=_absolute(choice.store)), record.folder
     net = Inference(config.net)
     weights.fill(net, found, where)
     return Model(net.to(device).eval().requires_grad_(False), intake, config, about, place.absolute(), pinned)
@@ -138,7 +138,7 @@ def run_of(where: Path) -> tuple[Record, StudyFolder | None]:
     return Record(study.runs / best.name), study
 
 
-def facts(record: Record, study: StudyFolder | None, choice: Choice) -> dict[str, Any]:
+def facts(record: Record, study: StudyFolder | None, choice: Which) -> dict[str, Any]:
     """What is known of a run's weights: plain data.
 
     Raises:
@@ -168,7 +168,7 @@ def facts(record: Record, study: StudyFolder | None, choice: Choice) -> dict[str
     }
 
 
-def _step(record: Record, rows: Sequence[Row], choice: Choice) -> int:
+def _step(record: Record, rows: Sequence[Row], choice: Which) -> int:
     """The step after which the weights are meant.
 
     Raises:
@@ -202,11 +202,11 @@ class Translators(NamedTuple):
     about: Mapping[str, Any]
     """See `Model.about`."""
     place: Path
-    choice: Choice
+    choice: Which
     """See `Model.choice`."""
 
 
-def translators(where: Path, choice: Choice, device: torch.device) -> Translators:
+def translators(where: Path, choice: Which, device: torch.device) -> Translators:
     """All networks of a run, from the newest checkpoint or that of `choice.step`.
 
     Raises:
@@ -223,7 +223,7 @@ def translators(where: Path, choice: Choice, device: torch.device) -> Translator
     arrange(SpeedConfig())
     net = Sifa(record.config.net)
     found = _shared(record, choice.step)
-    pinned = Choice(step=found["step"], ema=choice.ema, store=_absolute(choice.store))
+    pinned = Which(step=found["step"], ema=choice.ema, store=_absolute(choice.store))
     if choice.ema and not found["average"]:
         weights.choose({}, ema=True, where=record.folder)  # refuses
     net.load_state_dict({**found["net"], **(found["average"] if choice.ema else {})})
@@ -232,7 +232,7 @@ def translators(where: Path, choice: Choice, device: torch.device) -> Translator
     return Translators(net, _intake(record, choice), about, record.folder.absolute(), pinned)
 
 
-def _intake(record: Record, choice: Choice) -> Intake:
+def _intake(record: Record, choice: Which) -> Intake:
     if choice.store is None:
         return record.intake
     store = Store.open(choice.store)

@@ -20,7 +20,7 @@ from tyro.conf import Positional
 
 from equipoise import package
 from equipoise.applying import Device, Done, Existing, Segmenting, Suffix, Task, Translating, device_of, tasks, wanted
-from equipoise.model import LAST, Choice, load, told_of, translators
+from equipoise.model import LAST, Which, load, told_of, translators
 from equipoise.predict import PLAIN, Manner
 from equipoise.store_cli import Unprefixed, say, shown, warn
 from slicestore.errors import InputError
@@ -77,7 +77,7 @@ def predict(
     volumes: Positional[tuple[Path, ...]],
     /,
     handling: Annotated[Handling, Unprefixed],
-    choice: Annotated[Choice, Unprefixed] = LAST,
+    choice: Annotated[Which, Unprefixed] = LAST,
     manner: Annotated[Manner, Unprefixed] = PLAIN,
     probability: bool = False,
 ) -> None:
@@ -114,7 +114,7 @@ def translate(
     /,
     handling: Annotated[Handling, Unprefixed],
     of: Domain,
-    choice: Annotated[Choice, Unprefixed] = LAST,
+    choice: Annotated[Which, Unprefixed] = LAST,
     batch: int = 8,
 ) -> None:
     """Show raw volumes as the other modality would, each in its own grid: OUT/NAME_translated.nii.gz.
@@ -152,7 +152,7 @@ def export(
     run: Positional[Path],
     folder: Positional[Path],
     /,
-    choice: Annotated[Choice, Unprefixed] = LAST,
+    choice: Annotated[Which, Unprefixed] = LAST,
     licence: str = "",
 ) -> None:
     """Write a model's folder: weights (safetensors), preprocessing, settings, card, and a program for torch alone.

@@ -48,7 +48,7 @@ _SIGNALS = frozenset(PROTOCOLS.values()) - {""}
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Chosen:
     """What a protocol keeps."""
 
     protocol: str
@@ -106,7 +106,7 @@ def best_step(rows: Iterable[Row], protocol: str) -> int | None:
     return None if found is None else found[1]
 
 
-def protocols(runs: Sequence[Run], study: Study, best: Run | None) -> list[Choice]:
+def protocols(runs: Sequence[Run], study: Study, best: Run | None) -> list[Chosen]:
     """What each protocol keeps of a study, in the order of `PROTOCOLS`; left out where its signal was never measured.
 
     "last" keeps the study's best point as its last step left it. The others take the highest value at any evaluation of
@@ -125,7 +125,7 @@ def protocols(runs: Sequence[Run], study: Study, best: Run | None) -> list[Choic
         scored = [(found, run, rows) for run, rows in candidates if (found := _best(rows, protocol)) is not None]
         if scored:
             (_, step), run, rows = max(scored, key=lambda one: one[0])
-            made.append(Choice(protocol, run.name, step, _at(rows, step), None, _within(among, protocol)))
+            made.append(Chosen(protocol, run.name, step, _at(rows, step), None, _within(among, protocol)))
     oracle = next((choice.dice for choice in made if choice.protocol == "oracle"), None)
     return [
         dataclasses.replace(choice, regret=None if oracle is None or choice.dice is None else oracle - choice.dice)

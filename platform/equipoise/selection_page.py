@@ -15,7 +15,7 @@ from typing import Any
 
 from equipoise.figures import Run
 from equipoise.page import NOTHING, number, section, table
-from equipoise.selection import SCORES, Choice, Correlation, correlations, protocols
+from equipoise.selection import SCORES, Chosen, Correlation, correlations, protocols
 from equipoise.study import Study
 from slicestore.errors import InputError
 
@@ -102,7 +102,7 @@ def selection_section(runs: Sequence[Run], study: Study, best: Run | None, teste
     return section("Selection", note, *body)
 
 
-def _choices(choices: Sequence[Choice], known: bool, tested: Tested | None) -> str:
+def _choices(choices: Sequence[Chosen], known: bool, tested: Tested | None) -> str:
     heads = ["protocol", "run", "step", *(("target Dice", "regret", "within runs") if known else ())]
     heads += ["test Dice"] if tested else []
     lines = []
@@ -114,7 +114,7 @@ def _choices(choices: Sequence[Choice], known: bool, tested: Tested | None) -> s
     return table(heads, lines)
 
 
-def _within(choice: Choice) -> str:
+def _within(choice: Chosen) -> str:
     count = f'<span class="soft">({len(choice.each)} run{"s" * (len(choice.each) != 1)})</span>'
     spread = f" ± {number(choice.sd)}" if choice.sd is not None else ""
     return f"{number(choice.mean)}{spread} {count}" if choice.each else NOTHING

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from equipoise import package
 from equipoise.config import RunConfig
 from equipoise.launch.local import launch
-from equipoise.model import Choice, load, run_of, translators
+from equipoise.model import Which, load, run_of, translators
 from equipoise.record import Record
 from equipoise.selection import PROTOCOLS, Protocol
 from equipoise.study import Study, StudyFolder
@@ -71,7 +71,7 @@ def test_a_study_a_run_and_a_model_give_the_same_networks(folder: Path, run: Pat
     assert torch.equal(logits[0], logits[2])
     assert found[0].intake == found[1].intake == found[2].intake
     assert found[0].config == found[2].config
-    assert torch.equal(translators(run, Choice(), CPU).net(image), logits[0])
+    assert torch.equal(translators(run, Which(), CPU).net(image), logits[0])
 
 
 def test_weights_that_were_not_kept_come_from_a_checkpoint_and_other_steps_are_named(run: Path, tmp_path: Path) -> None:
@@ -81,17 +81,17 @@ def test_weights_that_were_not_kept_come_from_a_checkpoint_and_other_steps_are_n
     after = load(copy, device=CPU).net.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     with pytest.raises(InputError, match=r"neither weights nor a checkpoint of step 5.*one of the steps 4, 8 with"):
-        load(copy, Choice(step=5), CPU)
+        load(copy, Which(step=5), CPU)
     shutil.rmtree(copy / "checkpoints")
     for choice, found in (
-        (Choice(step=4), "neither weights nor a checkpoint of step 4"),
-        (Choice(), "neither weights nor a checkpoint; "),
-        (Choice(choose="oracle"), "nothing kept that 'oracle' would choose"),
+        (Which(step=4), "neither weights nor a checkpoint of step 4"),
+        (Which(), "neither weights nor a checkpoint; "),
+        (Which(choose="oracle"), "nothing kept that 'oracle' would choose"),
     ):
         with pytest.raises(InputError, match=rf"{found}.*train it first"):
             load(copy, choice, CPU)
     with pytest.raises(InputError, match=r"no checkpoint; .*train it first"):
-        translators(copy, Choice(), CPU)
+        translators(copy, Which(), CPU)
 
 
 def test_a_run_without_subjects_to_validate_on_is_applied_after_its_last_step(
@@ -102,7 +102,7 @@ def test_a_run_without_subjects_to_validate_on_is_applied_after_its_last_step(
         pass
     assert load(tmp_path / "run", device=CPU).about["step"] == 8
     with pytest.raises(InputError, match="nothing kept that 'source' would choose"):
-        load(tmp_path / "run", Choice(choose="source"), CPU)
+        load(tmp_path / "run", Which(choose="source"), CPU)
 
 
 def test_a_run_of_an_earlier_version_takes_its_store_and_no_other(
@@ -112,9 +112,9 @@ def test_a_run_of_an_earlier_version_takes_its_store_and_no_other(
     (copy / "intake.json").unlink()
     with pytest.raises(InputError, match="no readable account of preprocessing"):
         load(copy, device=CPU)
-    assert load(copy, Choice(store=str(store.path)), CPU).intake == load(run, device=CPU).intake
+    assert load(copy, Which(store=str(store.path)), CPU).intake == load(run, device=CPU).intake
     with pytest.raises(InputError, match="the run was trained on cohort"):
-        load(copy, Choice(store=str(store_of_three.path)), CPU)
+        load(copy, Which(store=str(store_of_three.path)), CPU)
 
 
 def test_a_newer_checkpoint_between_evaluations_is_not_the_last_evaluation(run: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_newer_checkpoint_between_evaluations_is_not_the_last_evaluation(run: 
     checkpoints = copy / "checkpoints"
     shutil.copytree(checkpoints / "step-000008", checkpoints / "step-000009")
     assert load(copy, device=CPU).about["step"] == 8
-    assert load(copy, Choice(step=9), CPU).about["quality"] == {}
+    assert load(copy, Which(step=9), CPU).about["quality"] == {}
 
 
 def test_means_of_weights_are_told_with_their_own_dice(store: Store, tiny: RunConfig, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_means_of_weights_are_told_with_their_own_dice(store: Store, tiny: RunCo
     for _ in launch(tmp_path / "run", config, store.path):
         pass
     row = Record(tmp_path / "run").rows()[-1]
-    plain, mean = (load(tmp_path / "run", Choice(ema=ema), CPU).about["quality"] for ema in (False, True))
+    plain, mean = (load(tmp_path / "run", Which(ema=ema), CPU).about["quality"] for ema in (False, True))
     assert plain["quality/composite"] == row["quality/composite"]
     assert mean["quality/composite"] == row["quality/ema_composite"]
     assert not any("ema" in name for name in (*plain, *mean))
@@ -144,9 +144,9 @@ def test_what_is_none_of_the_three_is_refused(tmp_path: Path, exported: Path, fo
     with pytest.raises(InputError, match="no folder of a run, a study or a model"):
         load(tmp_path)
     with pytest.raises(InputError, match="a choice of weights, for a model"):
-        load(exported, Choice(step=4))
+        load(exported, Which(step=4))
     with pytest.raises(InputError, match="a model, which holds E and C1 alone"):
-        translators(exported, Choice(), CPU)
+        translators(exported, Which(), CPU)
     empty = StudyFolder.create(tmp_path / "empty", StudyFolder.open(folder).study, "", {})
     with pytest.raises(InputError, match="no point that has ended"):
         run_of(empty.folder)
