@@ -24,8 +24,11 @@ from equipoise.model import LAST, Which, load, told_of, translators
 from equipoise.predict import PLAIN, Manner
 from equipoise.store_cli import Unprefixed, say, shown, warn
 from slicestore.errors import InputError
-from slicestore.spread import Spread, here
+from slicestore.spread import here
 from slicestore.store import Domain
+
+Doing = Callable[[Callable[[Task], Done], Sequence[Task]], Iterator[Done]]
+"""A `slicestore.spread.Spread` of volumes, of which a lost process is one that failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +189,8 @@ def _apply(console: Console, work: Segmenting | Translating, todo: Sequence[Task
         SystemExit: 1 where a volume failed.
     """
     failed: list[Done] = []
-    with _spread(handling) as spread, shown(console, "the first volume") as told:
-        for number, done in enumerate(spread(work, todo), start=1):
+    with _doing(handling) as do, shown(console, "the first volume") as told:
+        for number, done in enumerate(do(work, todo), start=1):
             for said in done.warnings:
                 warn(console, f"{done.task.image.name}: {said}")
             failed += [done] if done.error else []
@@ -200,7 +203,7 @@ def _apply(console: Console, work: Segmenting | Translating, todo: Sequence[Task
 
 
 @contextmanager
-def _spread(handling: Handling) -> Iterator[Spread]:
+def _doing(handling: Handling) -> Iterator[Doing]:
     if handling.address is None:
         yield here
         return
@@ -209,4 +212,4 @@ def _spread(handling: Handling) -> Iterator[Spread]:
 
     with connect(handling.address):
         gpus = 0.0 if handling.device == "cpu" else Share.here(1, handling.gpus_per_volume).gpus
-        yield partial(ray_tasks, gpus=gpus)
+        yield partial(ray_tasks, gpus=gpus, lost=lambda task, error: Done(task, error=str(error)))

@@ -23,13 +23,25 @@ AHEAD = 2
 """Tasks handed out for each core, so that none waits for the next; more would only sit in memory."""
 
 
-def ray_tasks(work: Callable[[T], R], items: Sequence[T], /, gpus: float = 0.0) -> Generator[R, None, None]:
+def ray_tasks(
+    work: Callable[[T], R],
+    items: Sequence[T],
+    /,
+    gpus: float = 0.0,
+    lost: Callable[[T, InputError], R] | None = None,
+) -> Generator[R, None, None]:
     """Do the work in Ray tasks of one core and thread each on the cluster that is joined: a `slicestore.spread.Spread`.
 
-    What the items name, such as paths, must mean the same on every node. `gpus` is what each task gets of a card.
+    What the items name, such as paths, must mean the same on every node.
+
+    Args:
+        work: done on each item.
+        items: what it is done on.
+        gpus: what each task gets of a card.
+        lost: gives the result of a piece whose process died `RETRIES` times more, so that the others go on.
 
     Raises:
-        InputError: a piece's own, as it was raised; a piece whose process died `RETRIES` times more, with its item.
+        InputError: a piece's own, as it was raised; without `lost`, of such a piece, with its item.
     """
     task = ray.remote(
         num_cpus=1,
@@ -47,7 +59,7 @@ def ray_tasks(work: Callable[[T], R], items: Sequence[T], /, gpus: float = 0.0) 
                 item = waiting.pop()
                 under_way[task.remote(work, item)] = item
             (done,), _ = ray.wait(list(under_way), num_returns=1)
-            yield _result(done, under_way.pop(done))
+            yield _result(done, under_way.pop(done), lost)
     finally:
         for left in under_way:
             ray.cancel(left, force=True)
@@ -59,7 +71,7 @@ def _piece(work: Callable[[Any], Any], item: object) -> Any:
     return work(item)
 
 
-def _result(done: Any, item: object) -> Any:
+def _result(done: Any, item: Any, lost: Callable[[Any, InputError], Any] | None) -> Any:
     try:
         return ray.get(done)
     except RayTaskError as error:
@@ -67,9 +79,12 @@ def _result(done: Any, item: object) -> Any:
             raise error.cause from None
         raise
     except RayError as error:
-        raise InputError(
+        dead = InputError(
             item,
             found=f"its process dead {RETRIES + 1} times ({type(error).__name__})",
             rule="a node has the memory that its volumes take, and stays up",
             remedy="look at the cluster's dashboard, then run again: what is finished is kept",
-        ) from error
+        )
+        if lost is None:
+            raise dead from error
+        return lost(item, dead)

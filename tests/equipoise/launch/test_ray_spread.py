@@ -46,6 +46,12 @@ def die(folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_of_nothing(folder: Path) -> str:
+    if not folder.is_dir():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return folder.name
+
+
 def note(folder: Path) -> None:
     """Say that it runs, then take for ever; nothing where there is no folder."""
     if folder.is_dir():
@@ -86,6 +92,14 @@ def test_a_piece_that_kills_every_process_is_told_by_name(tmp_path: Path) -> Non
         list(ray_tasks(die, [tmp_path]))
     assert caught.value.where == str(tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_piece_that_kills_every_process_costs_no_other_where_something_stands_for_it(tmp_path: Path) -> None:
+    items = [tmp_path / "nothing", tmp_path, tmp_path]
+    found = ray_tasks(die_of_nothing, items, lost=lambda folder, error: f"{folder.name}: {error.found}")
+    assert sorted(found) == sorted(
+        [tmp_path.name, tmp_path.name, "nothing: its process dead 3 times (WorkerCrashedError)"]
+    )
 
 
 def test_closing_ends_the_work_under_way(tmp_path: Path) -> None:
