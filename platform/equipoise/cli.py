@@ -223,18 +223,24 @@ def _train_over_workers(
         train(record.folder.absolute(), run, Place.at(store).url, share, keeping=keeping)
 
 
-def report(folder: Annotated[Path | None, Positional[Path | None]] = None, /, results: Path = Path("results")) -> None:
+def report(
+    folder: Annotated[Path | None, Positional[Path | None]] = None,
+    /,
+    results: Path = Path("results"),
+    images: bool = True,
+) -> None:
     """Write a study's report.html anew.
 
     Args:
         folder: the study's folder; the latest one by default.
         results: where studies are kept.
+        images: whether it shows panels, which are slices of the cohort. A study's end writes them in again.
     """
     from equipoise.launch.importance import importance
     from equipoise.report import write_report
 
     found = StudyFolder.open(folder) if folder else latest_study(results)
-    write_report(found, importance)
+    write_report(found, importance, images=images)
     Console().print(found.report, soft_wrap=True)
 
 

@@ -57,12 +57,13 @@ Importance = Callable[[Sequence[Run], Space, Callable[[Run], float | None]], Map
 """How much each searched setting has to do with a run's value; None where that cannot be told."""
 
 
-def write_report(folder: StudyFolder, importance: Importance | None = None) -> Path:
+def write_report(folder: StudyFolder, importance: Importance | None = None, *, images: bool = True) -> Path:
     """Write the report, whole or not at all; returns where it lies.
 
     Args:
         folder: the study.
         importance: `launch.importance`, which needs Optuna; without it the report leaves that out.
+        images: whether it shows the panels of the best point and of its confirmation.
 
     Raises:
         InputError: a run's settings or the test scores cannot be read, or the disk refuses the report.
@@ -79,7 +80,7 @@ def write_report(folder: StudyFolder, importance: Importance | None = None) -> P
         selection_section(runs, study, best, Tested.read(folder.folder / TESTED)),
         _balance(runs, best),
         _cost(whole, costs),
-        _pictures(folder, runs, best),
+        _pictures(folder, runs, best) if images else "",
         _settings(study),
         _environment(records),
         _again(folder, study),
@@ -354,8 +355,9 @@ def _pictures(folder: StudyFolder, runs: Sequence[Run], best: Run | None) -> str
             )
     if not shown:
         return ""
-    warning = "These are slices of the cohort: share this file as you would share its images."
-    warning = "" if folder.options.get("store") is None else f'<p class="bad"><b>{warning}</b></p>'
+    warning = "These are slices of the cohort: share this file as you would share its images, or write it without them"
+    own = folder.options.get("store") is not None
+    warning = f'<p class="bad"><b>{warning} (equipoise report --no-images).</b></p>' if own else ""
     return section("Images", _PANELS, warning, f'<div class="pictures">{"".join(shown)}</div>')
 
 

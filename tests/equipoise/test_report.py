@@ -183,6 +183,13 @@ def test_the_last_panels_of_the_best_point_and_its_confirmation_are_embedded(pag
     assert "share this file as you would share its images" in page
 
 
+def test_a_report_to_hand_on_has_no_panels(folder: StudyFolder) -> None:
+    page = body(write_report(folder, images=False).read_text())
+    assert "<h2>Images</h2>" not in page
+    assert "data:image/png" not in page
+    assert "<h2>Cost</h2>" in page
+
+
 def test_a_report_that_fails_leaves_the_old_one(folder: StudyFolder) -> None:
     old = write_report(folder).read_text()
     (folder.runs / "003-dddd" / "config.json").write_text("{")
