@@ -24,7 +24,7 @@ from slicestore.settings import Preprocessing
 from slicestore.store import DOMAINS, Domain, Store
 from slicestore.volume import Volume, write
 
-sys.path.append(str(Path(__file__).parent))  # for `wandb_server`
+sys.path.append(str(Path(__file__).parent))  # for what tests share: `wandb_server`, `poisoned`, ...
 SIZE = 32
 MakeStore = Callable[..., Store]
 TwoRanks = Callable[..., None]

@@ -21,6 +21,7 @@ import boto3
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from poisoned import poison
 
 from equipoise import checkpoint, copies
 from equipoise.batches import Cohort
@@ -32,8 +33,7 @@ from equipoise.monitor import Finding, Verdict
 from equipoise.ranks import Ranks
 from equipoise.record import Record, Row
 from equipoise.sitting import recorded
-from equipoise.step import Batch, Signals
-from equipoise.train import Progress, Run
+from equipoise.train import Progress
 from slicestore.errors import InputError
 from slicestore.place import Folder, Place
 
@@ -213,18 +213,6 @@ def test_a_run_that_went_back_is_fetched_as_it_stands_and_goes_on_with_its_remed
     same_run(record, whole)
     assert [back.step for back in record.returns] == [4]
     assert [row["step"] for row in record.taken_back()] == [5, 6]
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
-    """Make one weight of G no number just before the so-manieth updates."""
-    count, update = itertools.count(1), Run.update
-
-    def poisoned(run: Run, batch: Batch) -> Signals:
-        if next(count) in at:
-            next(iter(run.net.generator.parameters())).data[0, 0, 0, 0] = math.nan
-        return update(run, batch)
-
-    monkeypatch.setattr(Run, "update", poisoned)
 
 
 # --- a place that is lost ---------------------------------------------------------------------------------------------

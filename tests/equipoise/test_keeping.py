@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 
 import pytest
 import torch
+from poisoned import poison
 
 from equipoise import checkpoint, recovery
 from equipoise.batches import Cohort
@@ -17,8 +17,7 @@ from equipoise.keeping import Keeping
 from equipoise.ranks import Ranks
 from equipoise.record import Attempt, Record, Row
 from equipoise.sitting import recorded
-from equipoise.step import Batch, Signals
-from equipoise.train import Run, evaluations
+from equipoise.train import evaluations
 from slicestore.errors import InputError
 
 
@@ -118,18 +117,6 @@ def test_a_run_may_go_back_to_evaluations_alone_and_only_with_recovery() -> None
     assert list(recovery.held(config, 7400, looks)) == [2000, 3000, 4000, 5000, 6000, 7000]
     assert list(recovery.held(PUBLISHED, 7400, looks)) == []
     assert [recovery.goal(onset, looks) for onset in (1, 999, 1000, 2500)] == [0, 0, 1000, 2000]
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> None:
-    """Make one weight of G no number just before the so-manieth updates."""
-    count, update = itertools.count(1), Run.update
-
-    def poisoned(run: Run, batch: Batch) -> Signals:
-        if next(count) in at:
-            next(iter(run.net.generator.parameters())).data[0, 0, 0, 0] = math.nan
-        return update(run, batch)
-
-    monkeypatch.setattr(Run, "update", poisoned)
 
 
 def test_a_run_goes_back_to_the_same_step_whatever_checkpoints_lie_in_between(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from poisoned import poison
 
 from equipoise import checkpoint
 from equipoise.account import Account
@@ -16,22 +16,7 @@ from equipoise.config import PUBLISHED, RunConfig
 from equipoise.record import Record
 from equipoise.recovery import kept, remedied, words
 from equipoise.sitting import recorded
-from equipoise.step import Batch, Signals
-from equipoise.train import Run, fit
-
-
-def poison(monkeypatch: pytest.MonkeyPatch, at: set[int]) -> list[float]:
-    """Make one weight of G no number just before the so-manieth updates; returns G's rates, update by update."""
-    count, update, rates = itertools.count(1), Run.update, list[float]()
-
-    def poisoned(run: Run, batch: Batch) -> Signals:
-        rates.append(run.players.optimiser("generator").param_groups[0]["lr"])
-        if next(count) in at:
-            next(iter(run.net.generator.parameters())).data[0, 0, 0, 0] = math.nan
-        return update(run, batch)
-
-    monkeypatch.setattr(Run, "update", poisoned)
-    return rates
+from equipoise.train import fit
 
 
 def test_halving_halves_every_rate_each_time_and_a_penalty_doubles() -> None:

@@ -1,13 +1,11 @@
 """Records are mirrored to whoever watches, completely and once, whatever happens to the watcher."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
+from handwritten import opened, write
 
-from equipoise.config import PUBLISHED
 from equipoise.monitor import Verdict
 from equipoise.record import Record, Row
 from equipoise.tracking import Watcher
@@ -39,15 +37,7 @@ class Notes:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    made = Record(tmp_path / "runs" / "000-abc")
-    made.open(PUBLISHED.at("steps", 4), torch.device("cpu"))
-    return made
-
-
-def write(record: Record, *rows: Row) -> None:
-    with open(record.folder / "signals.jsonl", "a") as file:
-        for row in rows:
-            file.write(json.dumps({k: str(v) if v != v else v for k, v in row.items()}) + "\n")
+    return opened(tmp_path, steps=4)
 
 
 def watch(record: Record, *trackers: object) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import handwritten
 import pytest
 import torch
 import wandb
@@ -53,15 +54,11 @@ def account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    made = Record(tmp_path / "runs" / "000-abc")
-    made.open(PUBLISHED.at("steps", 6), torch.device("cpu"))
-    return made
+    return handwritten.opened(tmp_path, steps=6)
 
 
-def write(record: Record, *steps: int) -> None:
-    with open(record.folder / "signals.jsonl", "a") as file:
-        for step in steps:
-            file.write(json.dumps({"step": step, "loss/cycle_t": 1 / step}) + "\n")
+def advance(record: Record, *steps: int) -> None:
+    handwritten.write(record, *({"step": step, "loss/cycle_t": 1 / step} for step in steps))
 
 
 def watched(record: Record, tmp_path: Path, mode: str) -> None:
@@ -77,7 +74,7 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_are_uploaded_once(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(record, 1, 2, 3, 4, 5, 6)
+    advance(record, 1, 2, 3, 4, 5, 6)
     record.close(STABLE)
     watched(record, tmp_path, "offline")
     with serving() as server:
@@ -95,9 +92,9 @@ def test_runs_are_uploaded_once(record: Record, tmp_path: Path, monkeypatch: pyt
 def test_a_run_that_was_resumed_is_one_run_without_a_row_twice(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(record, 1, 2)
+    advance(record, 1, 2)
     watched(record, tmp_path, "offline")
-    write(record, 3, 4, 5, 6)
+    advance(record, 3, 4, 5, 6)
     record.close(STABLE)
     watched(record, tmp_path, "offline")
     assert len(parts(tmp_path / "wandb")[RUN]) == 2
@@ -116,7 +113,7 @@ def test_a_study_s_best_checkpoint_goes_up_from_wherever_its_folder_lies_now(
     folder = StudyFolder.create(tmp_path / "s", study, "typed", {})
     best = Record(folder.runs / "0000-abc")
     best.open(run, torch.device("cpu"))
-    write(best, 6)
+    advance(best, 6)
     state = checkpoint.State({"net": torch.full((9,), 7.5)}, {})
     checkpoint.save(best.folder / "checkpoints", 6, state, Ranks())
     best.close(STABLE)
@@ -141,10 +138,10 @@ def test_online_a_run_is_at_w_and_b_when_the_study_ends(
 ) -> None:
     with serving() as server:
         point_at(server.url, monkeypatch)
-        write(record, 1, 2)
+        advance(record, 1, 2)
         watched(record, tmp_path, "online")
         assert server.steps(RUN) == [1, 2]
-        write(record, 3, 4, 5, 6)
+        advance(record, 3, 4, 5, 6)
         record.close(STABLE)
         watched(record, tmp_path, "online")
         assert server.steps(RUN) == [1, 2, 3, 4, 5, 6]
@@ -156,7 +153,7 @@ def test_a_run_is_seen_while_it_trains(record: Record, tmp_path: Path, monkeypat
         point_at(server.url, monkeypatch)
         tracker = WandbTracker(tmp_path / "wandb", group="g", prefix="id", mode="online", images=False)
         with Watcher(lambda: [record], [tracker], every=0.1):
-            write(record, 1, 2, 3)
+            advance(record, 1, 2, 3)
             until(lambda: server.steps(RUN) == [1, 2, 3])
 
 
@@ -166,7 +163,7 @@ def test_w_and_b_out_of_reach_is_given_up_at_the_end_and_costs_no_row(
 ) -> None:
     server = None if manner == "refuses" else WandbServer(manner)  # type: ignore[arg-type]
     point_at(server.url if server else f"http://127.0.0.1:{unused()}", monkeypatch)
-    write(record, 1, 2, 3, 4, 5, 6)
+    advance(record, 1, 2, 3, 4, 5, 6)
     record.close(STABLE)
     watched(record, tmp_path, "online")  # W&B alone would try until the test's time is over
     if server:
@@ -185,7 +182,7 @@ def test_w_and_b_out_of_reach_is_given_up_at_the_end_and_costs_no_row(
 def test_an_upload_to_nobody_is_refused_at_once(
     manner: str, record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(record, 1)
+    advance(record, 1)
     watched(record, tmp_path, "offline")
     kind: Manner = "well" if manner == "refuses" else manner  # type: ignore[assignment]
     with serving(kind) as server:
@@ -195,7 +192,7 @@ def test_an_upload_to_nobody_is_refused_at_once(
 
 
 def test_without_a_key_nothing_is_tried(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(record, 1)
+    advance(record, 1)
     watched(record, tmp_path, "offline")
     monkeypatch.delenv("WANDB_API_KEY")
     wandb.teardown()
@@ -211,7 +208,7 @@ def test_sync_says_what_it_did_and_what_it_cannot_do(
 ) -> None:
     none = command("sync", tmp_path)
     assert (none.returncode, "found no W&B runs" in none.stderr) == (2, True)
-    write(record, 1, 2)
+    advance(record, 1, 2)
     record.close(STABLE)
     watched(record, tmp_path, "offline")
     with Session.start(tmp_path, slots=1, workers=1, gpus=0):
@@ -228,7 +225,7 @@ def test_sync_says_what_it_did_and_what_it_cannot_do(
 def test_an_uploader_ends_with_the_process_that_started_it(
     record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(record, 1)
+    advance(record, 1)
     watched(record, tmp_path, "offline")
     code = (
         "import sys, time; from pathlib import Path; from equipoise.uploading import Uploader\n"
@@ -248,7 +245,7 @@ def test_an_uploader_ends_with_the_process_that_started_it(
 
 def test_neither_host_nor_paths_are_sent(record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "planted-host")
-    write(record, 1, 2)
+    advance(record, 1, 2)
     record.close(STABLE)
     watched(record, tmp_path, "offline")
     with serving() as server:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import wandb
+from handwritten import opened, write
 from PIL import Image
 
 from equipoise import checkpoint
@@ -17,7 +18,7 @@ from equipoise.config import PRESETS, PUBLISHED, RunConfig, nearest_preset
 from equipoise.monitor import Finding, Verdict
 from equipoise.panels import Panels
 from equipoise.ranks import Ranks
-from equipoise.record import Record, Row
+from equipoise.record import Record
 from equipoise.search import Range
 from equipoise.study import Study, StudyFolder
 from equipoise.tracking import Watcher
@@ -34,15 +35,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    made = Record(tmp_path / "runs" / "000-abc")
-    made.open(PUBLISHED.at("steps", 4), torch.device("cpu"))
-    return made
-
-
-def write(record: Record, *rows: Row) -> None:
-    with open(record.folder / "signals.jsonl", "a") as file:
-        for row in rows:
-            file.write(json.dumps({k: str(v) if v != v else v for k, v in row.items()}) + "\n")
+    return opened(tmp_path, steps=4)
 
 
 def tracker(tmp_path: Path, **more: Any) -> WandbTracker:
