@@ -52,14 +52,15 @@ def cost(record: Record, gpus: float) -> dict[str, float]:
     return {} if spent is None else _hours(spent, gpus)
 
 
-def tell(run: wandb.Run, folder: StudyFolder, best: str | None, gpus: float) -> None:
-    """Summarise a study, and keep its best checkpoint and its store's fingerprint as artifacts.
+def tell(run: wandb.Run, folder: StudyFolder, best: str | None, gpus: float, *, model: bool) -> None:
+    """Summarise a study, and keep its store's fingerprint as an artifact, and its best checkpoint if that is wanted.
 
     Args:
         run: the study's own.
         folder: the study, at its end.
         best: name of the best point's run, if there is one.
         gpus: of a device.
+        model: whether the checkpoint is given.
     """
     study, account = folder.study, Account.of(folder.records())
     run.summary.update({f"runs/{kind}": count for kind, count in account.verdicts.items()})
@@ -68,7 +69,8 @@ def tell(run: wandb.Run, folder: StudyFolder, best: str | None, gpus: float) -> 
         record = Record(folder.runs / best)
         told = judged(record, study.objective)  # under names of their own: in comparisons of runs this is none
         run.summary.update({"best": best} | {f"best/{name}": value for name, value in told.items()})
-        _give_checkpoint(run, study, record)
+        if model:
+            _give_checkpoint(run, study, record)
     _give_store(run, study)
 
 

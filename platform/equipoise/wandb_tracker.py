@@ -45,6 +45,7 @@ class WandbTracker:
         objective: str = "translated_dice",
         gpus: float = 0.0,
         names: Mapping[RunConfig, str] | None = None,
+        model: bool = True,
     ) -> None:
         """Start no run yet.
 
@@ -57,10 +58,11 @@ class WandbTracker:
             objective: which Dice, or the composite, a run is summarised by.
             gpus: of a worker; hours of GPUs are those of devices times this.
             names: what runs are called beside the names of their folders, by their settings; a run's notes.
+            model: whether a study's best checkpoint is given too.
         """
         self._names = names or {}
         self._folder, self._group, self._prefix, self._images = folder, group, prefix, images
-        self._objective, self._gpus = objective, gpus
+        self._objective, self._gpus, self._model = objective, gpus, model
         self._uploader = Uploader(folder) if mode == "online" else None
         self._runs: dict[str, wandb.Run] = {}
         self._last: dict[str, int] = {}
@@ -111,7 +113,7 @@ class WandbTracker:
         study = folder.study
         about, tags = wandb_study.about(study), [nearest_preset(study.run)]
         run = self._start(f"{self._prefix}-study", study.name, "study", about, tags)
-        wandb_study.tell(run, folder, best, self._gpus)
+        wandb_study.tell(run, folder, best, self._gpus, model=self._model)
         run.finish()
 
     def close(self) -> None:

@@ -213,7 +213,13 @@ def test_a_run_is_summarised_by_the_study_s_dice(record: Record, tmp_path: Path)
     assert summary(files(tmp_path)[0])["dice"] == 0.4
 
 
-def test_a_study_is_told_with_its_cost_its_best_checkpoint_and_its_store(tmp_path: Path) -> None:
+def artifacts(path: Path) -> list[Any]:
+    return [r.artifact for r in records(path) if r.WhichOneof("record_type") == "artifact"]
+
+
+@pytest.fixture
+def ended(tmp_path: Path) -> StudyFolder:
+    """A study of one run that took two hours, with a checkpoint."""
     run = PUBLISHED.having({"steps": 4, "data.cohort": "f00dfeedbeefcafe"})
     study = Study(name="s", question="Which?", run=run, space={"optim.lr": Range(1e-5, 1e-2)}, points=1)
     folder = StudyFolder.create(tmp_path / "s", study, "typed", {})
@@ -222,23 +228,40 @@ def test_a_study_is_told_with_its_cost_its_best_checkpoint_and_its_store(tmp_pat
     write(best, {"step": 4, "time/block": 7200.0, "quality/translated_dice": 0.75, "loss/cycle_t": 0.1})
     checkpoint.save(best.folder / "checkpoints", 4, checkpoint.State({"net": torch.zeros(2)}, {}), Ranks())
     best.close(STABLE)
-    made = WandbTracker(folder.wandb, group="s", prefix="id", mode="offline", images=False, gpus=1)
-    made.conclude(folder, best.name)
+    return folder
+
+
+def concluded(folder: StudyFolder, **more: Any) -> Path:
+    """W&B's file of a study's own run."""
+    made = WandbTracker(folder.wandb, group="s", prefix="id", mode="offline", images=False, gpus=1, **more)
+    made.conclude(folder, "0000-abc")
     made.close()
     (path,) = files(folder.folder)
+    return path
+
+
+def test_a_study_is_told_with_its_cost_its_best_checkpoint_and_its_store(ended: StudyFolder, tmp_path: Path) -> None:
+    path = concluded(ended)
     told = summary(path)
     assert (told["best"], told["best/dice"], told["runs/stable"], told["gpu_hours"]) == ("0000-abc", 0.75, 1, 2.0)
     begun = next(r.run for r in records(path) if r.WhichOneof("record_type") == "run")
     assert (begun.job_type, begun.run_group) == ("study", "s")
     config = {u.key: json.loads(u.value_json) for u in begun.config.update}
     assert (config["question"], config["points"]) == ("Which?", 1)
-    model, store = (r.artifact for r in records(path) if r.WhichOneof("record_type") == "artifact")
+    model, store = artifacts(path)
     (kept,) = model.manifest.contents
     assert (model.type, model.name, {*model.aliases} >= {"best", "0000-abc"}) == ("model", "s-model", True)
-    assert (folder.folder / kept.local_path) == checkpoint.latest(best.folder / "checkpoints") / "shared.pt"
+    newest = checkpoint.latest(ended.runs / "0000-abc" / "checkpoints")
+    assert newest is not None
+    assert (ended.folder / kept.local_path) == newest / "shared.pt"
     assert json.loads(model.metadata)["verdict"] == "stable"
     assert (store.type, json.loads(store.metadata)["fingerprint"]) == ("dataset", "f00dfeedbeefcafe")
     assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_a_study_s_weights_stay_where_they_are_if_asked_to(ended: StudyFolder) -> None:
+    (store,) = artifacts(concluded(ended, model=False))
+    assert store.type == "dataset"
 
 
 def test_settings_go_to_w_and_b_and_nothing_of_the_machine_does(record: Record, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class Audience:
                 objective=study.objective,
                 gpus=share.gpus,
                 names=names,
+                model=options.wandb_model,
             )
             made.append(self._wandb)
         if options.tensorboard:

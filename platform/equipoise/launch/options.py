@@ -87,6 +87,8 @@ class Options:
     """online, offline or disabled. Without it: online where there is a key, else offline."""
     wandb_images: bool = False
     """Give W&B the panels too. Synthetic heads' panels go without asking; a patient's only with this flag."""
+    wandb_model: bool = True
+    """Give W&B the best point's checkpoint at a study's end: weights that were trained on patients' images."""
     tensorboard: bool = False
     """Write TensorBoard's event files too, into the study's folder; panels are among them, which stay there."""
     dashboard: bool = False
