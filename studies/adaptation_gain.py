@@ -19,8 +19,8 @@ grids: Dice, HD95, and the share of the gap, (method - none) / (supervised - non
 once. The search's runs are not among those in the table.
 
 Finding (2026-11-28, commit 39dcc81, two shared CPU cores; `python studies/adaptation_gain.py`: 64 x 64, width .125,
-batch 4, 500 steps, heads 3, brain, three test subjects). Dice in the scans' grids, mean +- standard deviation over
-seeds, seeds 0, 1, 2, and the share of the gap:
+batch 4, 500 steps, heads 3, brain, three test subjects; the rows but "tuned" are of commit 71c817e). Dice in the scans'
+grids, mean +- standard deviation over seeds, seeds 0, 1, 2, and the share of the gap:
 
     none          .446 +- .234    .444 .214 .682      0 %
     matched       .939 +- .016    .950 .946 .920     96 %
