@@ -16,7 +16,7 @@ from equipoise.search import Range
 from equipoise.selection import (
     PROTOCOLS,
     SCORES,
-    Choice,
+    Chosen,
     best_step,
     correlations,
     evaluations,
@@ -45,7 +45,7 @@ def run(name: str, kind: Any = "stable", s: float | None = 1.0, **signals: Seque
     return Run(name, PUBLISHED, verdict, rows(**signals), None)
 
 
-def by_name(choices: Sequence[Choice]) -> dict[str, Choice]:
+def by_name(choices: Sequence[Chosen]) -> dict[str, Chosen]:
     return {choice.protocol: choice for choice in choices}
 
 
