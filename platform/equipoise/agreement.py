@@ -152,7 +152,28 @@ def _distances_mm(p: np.ndarray, r: np.ndarray, spacing_mm: Triple) -> tuple[np.
 
 
 def _cldice(p: np.ndarray, r: np.ndarray) -> float:
-    precision = float(r[tuple(centreline(p).T)].mean())
-    sensitivity = float(p[tuple(centreline(r).T)].mean())
+    precision = float(r[tuple(skeleton(p).T)].mean())
+    sensitivity = float(p[tuple(skeleton(r).T)].mean())
     total = precision + sensitivity
     return 2 * precision * sensitivity / total if total else 0.0
+
+
+def skeleton(mask: np.ndarray) -> np.ndarray:
+    """Find the centreline of every 26-connected piece of a mask, bool (z, y, x): indices (n, 3), z, y, x.
+
+    scikit-image's thinning loses pieces altogether, such as straight tubes 2 or 4 voxels wide (its issue 3757). Of
+    these the voxels deepest inside stand in, so that only an empty mask has no skeleton.
+    """
+    points = centreline(mask)
+    pieces, count = ndimage.label(mask, np.ones((3, 3, 3)))
+    lost = np.ones(count + 1, dtype=bool)
+    lost[0] = False
+    lost[pieces[tuple(points.T)]] = False
+    if not lost.any():
+        return points
+    bare = lost[pieces]
+    inside = np.pad(bare, 1)  # beyond the grid is outside
+    depth = ndimage.distance_transform_cdt(inside, "chessboard")[inside]
+    piece, deepest = pieces[bare], np.zeros(count + 1, dtype=depth.dtype)
+    np.maximum.at(deepest, piece, depth)
+    return np.concatenate((points, np.argwhere(bare)[depth == deepest[piece]]))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.morphology import skeletonize
@@ -69,11 +68,7 @@ def width_mm(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> float:
 
 
 def centreline(mask: np.ndarray) -> np.ndarray:
-    """Thin a mask to lines one voxel wide (Lee 1994): their indices (n, 3), z, y, x.
-
-    scikit-image's thinning loses some pieces altogether, straight tubes 2 or 4 voxels wide among them (its issue 3757).
-    Of these the voxels deepest inside stand in, so that only an empty mask has no centreline.
-    """
+    """Thin a mask to lines one voxel wide (Lee 1994): their indices (n, 3), z, y, x."""
     found = [np.empty((0, 3), dtype=np.intp)]
     for tile in np.ndindex(*(-(-n // step) for n, step in zip(mask.shape, TILE, strict=True))):
         core = tuple(slice(k * step, min(n, (k + 1) * step)) for k, n, step in zip(tile, mask.shape, TILE, strict=True))
@@ -89,31 +84,8 @@ def _thinned(mask: np.ndarray, core: tuple[slice, ...]) -> np.ndarray:
     axes = ((1, 2), (0, 2), (0, 1))
     filled = [np.flatnonzero(part.any(axis=others)) for others in axes]
     box = tuple(slice(f[0], f[-1] + 1) for f in filled)
-    whole = np.ascontiguousarray(part[box])
-    thin = skeletonize(whole)
-    points = np.argwhere(thin | _deepest(_lost(whole, thin))) + [f[0] for f in filled] + low
+    thin = skeletonize(np.ascontiguousarray(part[box]))
+    points = np.argwhere(thin) + [f[0] for f in filled] + low
     inside = np.all([(points[:, k] >= c.start) & (points[:, k] < c.stop) for k, c in enumerate(core)], axis=0)
     kept: np.ndarray = points[inside]
     return kept
-
-
-def _lost(mask: np.ndarray, thin: np.ndarray) -> np.ndarray:
-    """The number of each 26-connected piece without a voxel in `thin`, at its voxels; elsewhere 0."""
-    numbers, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    lost = np.arange(count + 1)
-    lost[numbers[thin]] = 0
-    gone: np.ndarray = lost[numbers]
-    return gone
-
-
-def _deepest(pieces: np.ndarray) -> np.ndarray:
-    """The voxels of each numbered piece that are farthest from its surface, by chessboard distance."""
-    inside = pieces > 0
-    if not inside.any():
-        return inside
-    padded = np.pad(inside, 1)  # beyond the grid is outside
-    depth = ndimage.distance_transform_cdt(padded, "chessboard")[padded]
-    most = np.zeros(pieces.max() + 1, dtype=depth.dtype)
-    np.maximum.at(most, pieces[inside], depth)
-    inside[inside] = depth == most[pieces[inside]]
-    return inside

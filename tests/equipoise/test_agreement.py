@@ -10,9 +10,10 @@ import SimpleITK as sitk
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from equipoise.agreement import MEASURES, NOTHING, agreement
+from equipoise.agreement import MEASURES, NOTHING, agreement, skeleton
 from slicestore.errors import InputError
 from slicestore.geometry import Geometry, Triple
+from slicestore.shape import centreline
 from slicestore.volume import Volume
 
 SPACING: Triple = (0.5, 1.0, 2.0)
@@ -121,6 +122,24 @@ class TestEmptyMasks:
         assert math.isnan(got.volume_error)
         assert got.volume_error_ml == pytest.approx(0.012)
         assert got.empty == "reference"
+
+
+class TestSkeleton:
+    @pytest.mark.parametrize("width", [1, 2, 3, 4, 6])
+    def test_a_tube_of_any_width_has_one(self, width: int) -> None:
+        tube = box((2, 2 + width), (2, 2 + width), (2, 30), shape=(12, 12, 32))
+        line = skeleton(tube)
+        assert tube[tuple(line.T)].all()
+        assert len(set(line[:, 2])) >= 28 - width
+
+    def test_each_piece_that_thinning_loses_has_one_too(self) -> None:
+        lost, kept = box((0, 2), (0, 2), (0, 9)), box((4, 5), (6, 7), (0, 9))
+        assert not len(centreline(lost)), "scikit-image no longer loses tubes of even width: `skeleton` is centreline"
+        line = {tuple(map(int, point)) for point in skeleton(lost | kept)}
+        assert line == set(zip(*np.nonzero(lost | kept), strict=True))
+
+    def test_no_mask_has_none(self) -> None:
+        assert not len(skeleton(np.zeros((3, 4, 5), dtype=bool)))
 
 
 class TestRefused:

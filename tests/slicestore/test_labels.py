@@ -179,26 +179,6 @@ def test_the_centreline_in_tiles_is_that_of_the_whole() -> None:
     assert len(centreline(np.zeros((3, 4, 5), dtype=bool))) == 0
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 4, 6])
-def test_a_tube_of_any_width_has_a_centreline_from_end_to_end(width: int) -> None:
-    tube = np.zeros((12, 12, 182), dtype=bool)  # over three tiles
-    tube[2 : 2 + width, 2 : 2 + width, 2:180] = True
-    line = centreline(tube)
-    assert tube[tuple(line.T)].all()
-    assert len(set(line[:, 2])) >= 178 - width
-
-
-def test_each_piece_that_thinning_loses_has_its_deepest_voxels_for_a_centreline() -> None:
-    lost, kept = (np.zeros((6, 8, 12), dtype=bool) for _ in range(2))
-    lost[:4, :4, :9] = kept[5, 7, :9] = True
-    assert not skeletonize(lost).any(), "scikit-image no longer loses tubes of even width: nothing has to stand in"
-    found = np.zeros_like(lost)
-    found[tuple(centreline(lost | kept).T)] = True
-    deepest = np.zeros_like(lost)
-    deepest[1:3, 1:3, 1:8] = True
-    assert np.array_equal(found, deepest | kept)
-
-
 def test_width_is_a_tubes_whichever_way_it_runs() -> None:
     mask = np.zeros((9, 9, 9), dtype=bool)
     mask[3:6, 3:6, :] = True
