@@ -10,7 +10,7 @@ PEERS := $(VENV)/.peers
 study: $(STAMP)  ## the main job on synthetic heads: a small stability study on this machine
 	$(BIN)/python studies/stability_sweep.py
 
-test: $(STAMP)  ## tests, but for those marked long, over three processes, as some of them mostly wait; what they start shares the cores, too
+test: $(STAMP)  ## tests but those marked long, over three processes: some mostly wait, and what they start shares the cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
 soak: $(STAMP)  ## what is too long for every change: tests marked long, `ray up` among them, 50 kills of an ingest, 30 of a study

@@ -36,8 +36,8 @@ grids, mean +- standard deviation over seeds, seeds 0, 1, 2, and the share of th
   auxiliary losses) came to a composite of .945 where SIFA as it is came to .925, and to the same Dice. It bought peace:
   its S is 1 in every seed, while D_s wins against SIFA as it is in every seed of the search. With one seed a point
   (commit 71c817e) the search had found no better point at all.
-* Seeds differ by more than good points do: in target Dice on validation subjects those of the best point by .06, those
-  of 18 of the 23 points with three by more than .1 (the 24th was given up after its first, whose S was .80).
+* Seeds differ by more than good points do: in their runs' composite (`search/report.html`) those of the best point by
+  .04, those of 10 of the 23 points with three by more than .1 (the 24th was given up after its first, S .80).
 * How scores rank the search's 70 runs by target Dice on validation subjects (Spearman, `search/report.html`): entropy
   .71, nuclear norm .69, information .67, composite .62, predicted volume .59, translated Dice .50. Over the 24 runs of
   one seed it was composite and volume .94, translated Dice .62: of so few runs, that told little.

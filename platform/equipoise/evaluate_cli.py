@@ -103,7 +103,7 @@ def _refuse_idle(of_store: bool, mask: str | None, told: bool) -> None:
         )
 
 
-Chosen = tuple[tuple[Path, Which], list[str]]
+Candidate = tuple[tuple[Path, Which], list[str]]
 """A run's folder, which of its weights, and the protocols that chose them."""
 
 
@@ -116,7 +116,7 @@ class _Held:
     manner: Manner
     structures: tuple[int, ...]
 
-    def judged(self, console: Console, folder: Path, chosen: Sequence[Chosen], out: Path) -> list[dict[str, Any]]:
+    def judged(self, console: Console, folder: Path, chosen: Sequence[Candidate], out: Path) -> list[dict[str, Any]]:
         """Judge each choice; count the look, where test subjects are looked at, before it is taken."""
         labelled(self.store, self.against.part)
         models = [(load(*one, device_of(self.against.device)), names) for one, names in chosen]
@@ -183,7 +183,7 @@ class _Held:
         }
 
 
-def _choices(study: StudyFolder) -> list[Chosen]:
+def _choices(study: StudyFolder) -> list[Candidate]:
     """What each protocol chooses of a study, those together that choose alike."""
     runs = [Run.read(record) for record in study.records()]
     found: dict[tuple[Path, Which], list[str]] = {}

@@ -61,7 +61,7 @@ def test_losses_and_gradients_stay_within_the_stated_tolerance_of_float32_eager(
     """Losses to `tolerance`, relative; gradients by one minus the cosine of their angle, `turn`.
 
     In bfloat16 the cycles' gradients are those of an absolute value, whose signs flip where an image is close to its
-    round trip: of two images a batch the encoder's turns by up to 0.25, of six by about half of that.
+    round trip: the fewer images a batch has, the farther they turn.
     """
     if settings.get("precision") == "bfloat16" and not speed.bfloat16(CPU):
         pytest.skip("this processor has no bfloat16")

@@ -147,6 +147,7 @@ def test_a_study_killed_half_way_resumes_and_accounts_for_every_run_once(
     process.wait()
     # Its worker lives for a moment longer, and may bring a run to its end in it.
     before = {r.name: r.verdict for r in StudyFolder.open(tmp_path / "tiny").records()}
+    assert any(before.values())
 
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--results", str(tmp_path), "--resume"],
